@@ -1,0 +1,4 @@
+"""Callbacks that work in any Lightning project."""
+
+if __name__ == "callbacks":
+    raise ModuleNotFoundError("Import zoo.callbacks, not callbacks.")

@@ -1,0 +1,4 @@
+"""Datamodules: how images are split over time, processes and batches. A source says where they come from."""
+
+if __name__ == "datamodules":
+    raise ModuleNotFoundError("Import zoo.datamodules, not datamodules.")
