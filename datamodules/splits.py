@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zoo.datamodules.loaders import mix_seeds
+from zoo.functional import mix_seeds
 
 
 def check_labels(targets: Sequence[int] | Tensor, num_classes: int, where: str) -> Tensor:
@@ -40,17 +40,20 @@ def check_labels(targets: Sequence[int] | Tensor, num_classes: int, where: str) 
     return labels.long()
 
 
-def hold_out(targets: Sequence[int] | Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def hold_out(
+    targets: Sequence[int] | Tensor, fraction: float, seed: int, class_names: Sequence[str] = ()
+) -> tuple[Tensor, Tensor]:
     """Split positions in two, class by class, so that each side has every class in the same proportion.
 
-    Of a class with n images, ``round(fraction * n)`` are held out, but at least one, and at least one stays. Which ones
-    follows from the seed, the label and n alone, so a class keeps its split when other classes are added or left out. To
-    stratify by two things at once (class and domain), give one number for each pair.
+    Of a class with n images, ``round(fraction * n)`` are held out, but at least one, and at least one stays. Which
+    ones follows from the seed, the label and n alone, so a class keeps its split when other classes are added or left
+    out. To stratify by two things at once (class and domain), give one number for each pair.
 
     Args:
         targets: Label of each image, not negative.
         fraction: Share to hold out, from 0 (nothing) to less than 1.
         seed: The same seed gives the same split.
+        class_names: Name of each label, for the error text; labels themselves are shown if there are none.
 
     Returns:
         Positions that stay and positions held out, each int64, sorted.
@@ -67,8 +70,9 @@ def hold_out(targets: Sequence[int] | Tensor, fraction: float, seed: int) -> tup
     for label in sorted(set(labels.tolist())):
         members = (labels == label).nonzero().flatten()
         if len(members) < 2:
+            name = class_names[label] if class_names else label
             raise ValueError(
-                f"Class {label} has a single image, which cannot be in both parts of a split; "
+                f"Class {name} has a single image, which cannot be in both parts of a split; "
                 "add images of that class or hold out nothing (a fraction of 0)."
             )
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)

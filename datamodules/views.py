@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from zoo.datamodules.sources.images import UNREADABLE
 from zoo.datamodules.sources.source import LabeledImages
 
 Transform = Callable[[Any], Any]
@@ -60,30 +62,51 @@ class ImageView(Dataset[tuple[Tensor, int]]):
         index = int(self.indices[position])
         try:
             image, _ = self.images[index]
-            image = image.convert("RGB") if not isinstance(image, Tensor) else image
-        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for a file that is broken or cut short
+        except UNREADABLE as error:
             raise ValueError(f"Cannot read {self.describe(index)}: {error}") from error
-        if isinstance(image, Tensor) and image.shape[0] == 1:
-            image = image.expand(3, -1, -1)
+        image = self.to_rgb(image, index)
         if self.transform is not None:
             image = self.transform(image)
         return self.unit_range(image, index), int(self.labels[position])
 
+    def to_rgb(self, image: Image.Image | Tensor, index: int) -> Image.Image | Tensor:
+        """Return an image with three channels, or say why it has none."""
+        if isinstance(image, Tensor):
+            if image.ndim != 3 or image.shape[0] not in (1, 3):
+                raise ValueError(
+                    f"{self.describe(index)} has shape {tuple(image.shape)}; it must be (1, H, W) or (3, H, W)."
+                )
+            return image.expand(3, -1, -1)
+        if image.mode.startswith(("I", "F")):  # PIL would clip such values at 255: an almost white image
+            raise ValueError(
+                f"{self.describe(index)} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits."
+            )
+        return image.convert("RGB")
+
     def unit_range(self, image: Any, index: int) -> Tensor:
-        """Return a plain float tensor in [0, 1], or say what the transform did wrong."""
+        """Return a plain float tensor of shape (3, H, W) in [0, 1], or say what the transform did wrong."""
         tensor: Tensor = v2.functional.to_dtype(v2.functional.to_image(image), torch.float32, scale=True)
+        if tensor.ndim != 3 or tensor.shape[0] != 3:
+            raise ValueError(
+                f"{self.describe(index)} has shape {tuple(tensor.shape)} after the transform, but images must have "
+                "three channels, (3, H, W): a Grayscale, say, needs num_output_channels=3."
+            )
         low, high = tensor.aminmax()
         # A resize by bicubic interpolation of a float image may overshoot a little; a normalised image leaves by far.
         # Written so that NaN fails too.
         if not (low >= -0.5 and high <= 1.5):
-            found = f"[{low:.3g}, {high:.3g}]" if torch.isfinite(tensor).all() else "values that are not finite"
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{self.describe(index)} has values that are not finite after the transform.")
             raise ValueError(
-                f"{self.describe(index)} has {found} after the transform, but images must stay in [0, 1]: "
-                "remove Normalize from the transforms, because the method normalises (arguments mean and std)."
+                f"{self.describe(index)} has values in [{low:.3g}, {high:.3g}] after the transform, but images must "
+                "stay in [0, 1]: remove Normalize from the transforms, because the method normalises (arguments mean "
+                "and std)."
             )
         return tensor.as_subclass(Tensor)
 
     def describe(self, index: int) -> str:
         """Return the file name of an image where there is one, else its position."""
         samples = getattr(self.images, "samples", None)
-        return str(samples[index][0]) if samples is not None else f"image {index} of {type(self.images).__name__}"
+        if samples is not None:
+            return str(samples[index][0])
+        return f"image {index} of {getattr(self.images, 'name', type(self.images).__name__)}"

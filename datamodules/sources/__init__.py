@@ -1,0 +1,22 @@
+"""Where images come from. A source knows files and formats, and nothing of tasks, batches or transforms."""
+
+from zoo.datamodules.sources.cifar import CIFAR10, CIFAR100
+from zoo.datamodules.sources.core50 import CORe50
+from zoo.datamodules.sources.digits import Digits
+from zoo.datamodules.sources.fashion_mnist import MNIST, FashionMNIST
+from zoo.datamodules.sources.folders import ImageFolders
+from zoo.datamodules.sources.source import LabeledImages, Source
+from zoo.datamodules.sources.synthetic import Synthetic
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "CORe50",
+    "Digits",
+    "FashionMNIST",
+    "ImageFolders",
+    "LabeledImages",
+    "Source",
+    "Synthetic",
+]

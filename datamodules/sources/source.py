@@ -16,7 +16,10 @@ class LabeledImages(Protocol):
         targets: Label of every image, known without decoding one.
     """
 
-    targets: Sequence[int] | Tensor
+    @property
+    def targets(self) -> Sequence[int] | Tensor:
+        """Return the label of every image."""
+        ...
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -30,10 +33,12 @@ class LabeledImages(Protocol):
 class Source(ABC):
     """Where labelled images come from.
 
-    A source knows files and formats, and nothing of tasks, batches or transforms: those belong to the datamodule. To add
-    a data set, write the four methods below; torchvision's own data sets do the reading where there is one. A source
-    that knows domains (sessions, styles, cameras) returns data sets with a further attribute ``domains``, one int an
-    image, and lists their names in the attribute ``domain_names``.
+    A source knows files and formats, and nothing of tasks, batches or transforms: those belong to the datamodule. To
+    add a data set, write the four methods below; torchvision's own data sets do the reading where there is one.
+    ``__init__`` keeps the arguments and leaves the disk alone, and every method gives the same on each process.
+
+    A source that knows domains (sessions, styles, cameras) returns data sets with a further attribute ``domains``, one
+    int an image, and lists their names in the attribute ``domain_names``.
     """
 
     domain_names: Sequence[str] = ()
@@ -43,7 +48,7 @@ class Source(ABC):
     def classes(self) -> Sequence[str]:
         """Names of the classes; the position is the label."""
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  # not abstract: a source that has its images at hand prepares nothing
         """Download what is missing and check what is there. Called by one process on each machine, before the rest."""
 
     @abstractmethod
