@@ -1,0 +1,1 @@
+"""The command line: a light entry point, the Lightning one behind it, and the reproduction of claims."""
