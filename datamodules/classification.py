@@ -1,9 +1,10 @@
 """Supervised classification: all classes at once."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as L
 import torch
+from torch.utils.data import DataLoader
 
 from zoo.datamodules.loaders import EpochLoader, ShardSampler, equal_steps_batch_size
 from zoo.datamodules.sources.digits import Digits
@@ -123,16 +124,24 @@ class ClassificationDataModule(L.LightningDataModule):
         """Return the loader of the test images."""
         return self._loader(self.test_set, shuffle=False, pad=False)
 
-    def predict_dataloader(self) -> EpochLoader:
+    def predict_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the test images, labels included."""
-        return self.test_dataloader()
+        loader = self.test_dataloader()
+        # Lightning rebuilds this loader from keyword arguments to keep track of positions, so it must be a plain one.
+        return DataLoader(
+            self.test_set,
+            batch_size=loader.batch_size,
+            sampler=loader.sampler,
+            num_workers=self.num_workers,
+            pin_memory=loader.pin_memory,
+        )
 
     def _loader(self, images: ImageView, shuffle: bool, pad: bool) -> EpochLoader:
         """Return the loader of this process's share of some images."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         return EpochLoader(
             images,
-            ShardSampler(images, world_size, rank, shuffle=shuffle, seed=self.seed, pad=pad),
+            sampler=ShardSampler(images, world_size, rank, shuffle=shuffle, seed=self.seed, pad=pad),
             seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer is not None else 0,
             batch_size=self.batch_size if pad else equal_steps_batch_size(len(images), self.batch_size, world_size),
