@@ -2,3 +2,8 @@
 
 if __name__ == "callbacks":
     raise ModuleNotFoundError("Import zoo.callbacks, not callbacks.")
+
+from zoo.callbacks.prediction_table import PredictionTable
+from zoo.callbacks.task_loop import TaskLoop
+
+__all__ = ["PredictionTable", "TaskLoop"]

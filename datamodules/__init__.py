@@ -2,3 +2,7 @@
 
 if __name__ == "datamodules":
     raise ModuleNotFoundError("Import zoo.datamodules, not datamodules.")
+
+from zoo.datamodules.streams import ClassIncrementalDataModule, DomainIncrementalDataModule, TaskStream
+
+__all__ = ["ClassIncrementalDataModule", "DomainIncrementalDataModule", "TaskStream"]

@@ -4,13 +4,13 @@ Lightning stores no random state in a checkpoint, prefetches before it tells a s
 below makes a resumed run see what an unbroken one sees, and a count over all processes exact.
 """
 
-import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from zoo.functional import mix_seeds, seed_all
 
 
 class ShardSampler(DistributedSampler[Any]):
@@ -106,13 +106,6 @@ def equal_steps_batch_size(num_samples: int, batch_size: int, world_size: int) -
     )
 
 
-def mix_seeds(*key: int) -> int:
-    """Return one seed for several numbers, so that (1, 2) and (2, 1) differ."""
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
-
-
 def seed_worker(worker_id: int) -> None:
-    """Seed Python and numpy of a loader worker from torch's seed, which the loader drew from its own generator."""
-    seed = torch.initial_seed() % 2**32
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  # user transforms draw from the global state
+    """Seed Python and numpy of a loader worker too: from torch's seed, which came from the loader's own generator."""
+    seed_all(torch.initial_seed())

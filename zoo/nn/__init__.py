@@ -1,0 +1,17 @@
+"""Plain modules that two methods need. No Lightning here."""
+
+from zoo.nn.backbones import Backbone, create_backbone, freeze, is_frozen
+from zoo.nn.checkpoints import check_state, drop_part, restore_part
+from zoo.nn.class_means import ClassMeans, linear_from_means
+
+__all__ = [
+    "Backbone",
+    "ClassMeans",
+    "check_state",
+    "create_backbone",
+    "drop_part",
+    "freeze",
+    "is_frozen",
+    "linear_from_means",
+    "restore_part",
+]

@@ -1,0 +1,326 @@
+"""``zoo fit|validate|test|predict``: Lightning's command line with zoo's names, run folders and error messages."""
+
+import inspect
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning.pytorch as L
+import torch
+import yaml
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+import zoo
+import zoo.callbacks
+import zoo.continual
+import zoo.datamodules.sources
+from zoo.callbacks import PredictionTable, StreamProgressBar, StreamReport, TaskLoop
+from zoo.cli.errors import one_line
+from zoo.cli.run_folder import AtomicCheckpointIO, MetricsCSV, last_run, new_run, run_of
+from zoo.datamodules.streams import TaskStream
+
+LINKED = ("num_classes", "class_names")  # what a model may take from the data, and nothing else
+TRACEBACK = "ZOO_TRACEBACK"  # environment variable: show all of an error
+
+
+def run(args: Sequence[str]) -> None:
+    """Run one command.
+
+    Args:
+        args: The command and its options, as typed.
+
+    Raises:
+        SystemExit: With code 2 and one line on stderr if something that was typed does not fit.
+    """
+    quieten()
+    args = with_config_of_checkpoint(list(args))
+    try:
+        ZooCLI(args)
+    except Exception as error:
+        if os.environ.get(TRACEBACK) or has_trained(error):
+            raise
+        fail(args[0], one_line(innermost(error), words_of(args)))
+
+
+def quieten() -> None:
+    """Leave out what Lightning repeats at each start and nobody acts on."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+
+
+def fail(command: str, message: str) -> NoReturn:
+    """Print one line and leave with code 2."""
+    print(f"zoo {command}: {message} ({TRACEBACK}=1 shows more)", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def has_trained(error: BaseException) -> bool:
+    """Say whether an error came from within the training or evaluation of batches, where a traceback helps."""
+    names = {frame.f_code.co_name for frame, _ in _walk(error)}
+    return bool(names & {"training_step", "validation_step", "test_step", "predict_step", "optimizer_step"}) and not (
+        isinstance(error, ValueError)
+    )
+
+
+def _walk(error: BaseException) -> list[tuple[Any, int]]:
+    frames, trace = [], error.__traceback__
+    while trace is not None:
+        frames.append((trace.tb_frame, trace.tb_lineno))
+        trace = trace.tb_next
+    return frames
+
+
+def innermost(error: BaseException) -> str:
+    """Return the text of the error that a constructor raised, without what the parser wrapped around it."""
+    while error.__cause__ is not None and "jsonargparse" in _walk(error)[-1][0].f_code.co_filename:
+        error = error.__cause__
+    return str(error) or repr(error)
+
+
+def words_of(args: Sequence[str]) -> list[str]:
+    """Return the command line and the configuration files it names, as text."""
+    texts = [Path(word).read_text() for word in args if word.endswith((".yaml", ".yml")) and Path(word).is_file()]
+    return [*args, *texts]
+
+
+def options_of(args: Sequence[str], *names: str) -> list[str]:
+    """Return the values given to an option, in either form: ``--name value`` and ``--name=value``."""
+    values = [args[i + 1] for i, word in enumerate(args[:-1]) if word in names]
+    return values + [word.partition("=")[2] for word in args if word.partition("=")[0] in names and "=" in word]
+
+
+def with_config_of_checkpoint(args: list[str]) -> list[str]:
+    """Add the configuration of a run to an evaluation of its checkpoint that names neither recipe nor model."""
+    paths = options_of(args, "--ckpt_path")
+    if not paths or args[0] == "fit" or options_of(args, "--config", "-c", "--model"):
+        return args
+    folder = run_of(paths[-1])
+    config = folder / "config.yaml" if folder is not None else None
+    return [args[0], "--config", str(config), *args[1:]] if config is not None and config.is_file() else args
+
+
+class ZooParser(LightningArgumentParser):
+    """A parser that answers with one line instead of a usage page."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the reason with the nearest names and leave with code 2."""
+        fail(self.prog.split("]")[-1].strip() or "fit", one_line(message, words_of(sys.argv[1:])))
+
+
+class SaveConfig(SaveConfigCallback):
+    """Save the configuration of a run in its folder, without what belongs to one start only."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any) -> None:
+        config = config.clone()
+        config["ckpt_path"], config["run_dir"] = None, None
+        super().__init__(parser, config, overwrite=True, **kwargs)
+
+
+class ZooCLI(LightningCLI):
+    """Lightning's command line.
+
+    Args:
+        args: The command and its options.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.args = list(args)
+        self.run_dir = Path()
+        self.checkpoint: str | None = None
+        super().__init__(
+            parser_class=ZooParser,
+            parser_kwargs={name: {"allow_abbrev": False} for name in self.subcommands()} | {"allow_abbrev": False},
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            args=self.args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run folder, and what a model takes from the data."""
+        parser.add_argument(
+            "--run_dir", type=str | None, default=None, help="Folder of the run (default: runs/<recipe>/<n>)."
+        )
+        for name in LINKED:
+            if not self.is_given(name):
+                parser.link_arguments(
+                    "data",
+                    f"model.init_args.{name}",
+                    compute_fn=lambda data, name=name: getattr(data, name, None),
+                    apply_on="instantiate",
+                )
+
+    def is_given(self, name: str) -> bool:
+        """Say whether the user gives a model's argument himself, on the command line or in a configuration."""
+        if options_of(self.args, f"--model.{name}", f"--model.init_args.{name}"):
+            return True
+        for path in options_of(self.args, "--config", "-c"):
+            config = yaml.safe_load(Path(path).read_text()) if Path(path).is_file() else None
+            model = config.get("model") if isinstance(config, dict) else None
+            if isinstance(model, dict) and name in (model.get("init_args") or {}):
+                return True
+        return False
+
+    # The run folder and the checkpoint -------------------------------------------------------------------------------
+
+    def _parse_ckpt_path(self) -> None:
+        """Find the checkpoint and the run folder, and settle whose settings count.
+
+        Lightning's method of this name lets the file win over the command line in silence, also in fit. Here the command
+        line wins in fit, and differences are printed; in evaluation the file wins.
+        """
+        command = self.config.subcommand
+        config = self.config[command]
+        path = config.ckpt_path
+        self.run_dir = Path(config.run_dir) if config.run_dir else Path()
+        if path == "last":
+            if not config.run_dir:
+                self.run_dir = last_run(self.recipe)
+            path = str(self.run_dir / "checkpoints" / "last.ckpt")
+        elif not config.run_dir:
+            found = run_of(path) if path and command != "fit" else None
+            self.run_dir = found or new_run(self.recipe)
+        if command != "fit" and path:
+            self.run_dir = self.run_dir / command  # the files of the fit stay as they are
+        self.checkpoint = path
+        if path in (None, "best", "hpc", "registry"):
+            return
+        saved = read_hyper_parameters(path)
+        if not saved:
+            return
+        given = config.model
+        if (kind := saved.pop("_class_path", given.class_path)) != given.class_path:
+            raise ValueError(f"{path} is a checkpoint of {kind}, not of {given.class_path}.")
+        saved = {name: value for name, value in saved.items() if name not in LINKED}
+        own = given.init_args.as_dict()
+        different = {name: value for name, value in saved.items() if name in own and plain(own[name]) != plain(value)}
+        if different and command == "fit":
+            lines = [f"  {name}: {own[name]!r} instead of {value!r}" for name, value in different.items()]
+            print("\n".join([f"The command line differs from {path}, and wins:", *lines]), file=sys.stderr)
+        elif different:
+            print(f"Settings of the model as in {path}: {', '.join(sorted(different))}.", file=sys.stderr)
+            update = {command: {"model": {"class_path": kind, "init_args": {**own, **different}}}}
+            self.config = self.parser.parse_object(update, self.config)
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe: of the configuration file, else of the model."""
+        files = options_of(self.args, "--config", "-c")
+        if files:
+            path = Path(files[-1])
+            return path.parent.parent.name if path.name == "config.yaml" and path.parent.name.isdigit() else path.stem
+        return str(self.config[self.config.subcommand].model.class_path).rpartition(".")[2].lower()
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Hand the checkpoint that was found to the Trainer."""
+        return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.checkpoint}
+
+    # What is built ---------------------------------------------------------------------------------------------------
+
+    def after_instantiate_classes(self) -> None:
+        """Take links that a stranger's model does not know out of what it saves."""
+        accepted = inspect.signature(type(self.model).__init__).parameters
+        for name in LINKED:
+            if name not in accepted:
+                self.model.hparams.pop(name, None)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the Trainer: its folder, and the callbacks that a command promises where none of their kind is given."""
+        given = dict(self._get(self.config_init, "trainer", default={}))
+        callbacks = given["callbacks"] or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        fit, stream = self.subcommand == "fit", isinstance(self.datamodule, TaskStream)
+
+        def has(kind: type) -> bool:
+            return any(isinstance(callback, kind) for callback in callbacks)
+
+        if stream:
+            if not has(TaskLoop):
+                callbacks.insert(0, TaskLoop())  # before all others: they must see what the task's hooks wrote
+            if not has(StreamReport):
+                callbacks.append(StreamReport())
+            if not has(ProgressBar) and given["enable_progress_bar"] is not False:
+                callbacks.append(StreamProgressBar())
+            if fit and given["max_epochs"] is None:
+                kwargs["max_epochs"] = self.datamodule.num_epochs
+        if fit and not has(Checkpoint) and given["enable_checkpointing"] is not False:
+            folder = str(self.run_dir / "checkpoints")
+            callbacks.append(ModelCheckpoint(folder, filename="{epoch}", save_last=True, save_on_train_epoch_end=True))
+        if self.subcommand == "predict" and not has(PredictionTable):
+            callbacks.append(PredictionTable(self.run_dir))
+        kwargs |= {"callbacks": callbacks, "default_root_dir": str(self.run_dir)}
+        if given["logger"] is not False:
+            others = given["logger"] if given["logger"] not in (None, True) else []
+            metrics = MetricsCSV(self.run_dir)
+            metrics.resumed = fit and self.checkpoint is not None
+            kwargs["logger"] = [metrics, *(others if isinstance(others, list) else [others])]
+        plugins = given["plugins"] or []
+        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        if (
+            fit
+            and not any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+            and writes_plain_files(given["strategy"])
+        ):
+            plugins.append(AtomicCheckpointIO())
+        return super().instantiate_trainer(plugins=plugins or None, **kwargs)
+
+    def before_fit(self) -> None:
+        """Say where the run is."""
+        self.say(f"Run folder: {self.run_dir}")
+
+    def after_fit(self) -> None:
+        """Say where everything was written."""
+        self.say(f"Written to {self.run_dir}: {', '.join(sorted(path.name for path in self.run_dir.glob('*')))}")
+
+    def after_predict(self) -> None:
+        """Say where the table is."""
+        self.say(f"Predictions: {self.run_dir / 'predictions.csv'}")
+
+    def say(self, text: str) -> None:
+        """Print on the first process."""
+        if self.trainer.is_global_zero:
+            print(text)
+
+
+def writes_plain_files(strategy: Any) -> bool:
+    """Say whether a strategy writes one plain file; the sharded ones take no other writer."""
+    return isinstance(strategy, str) and (strategy == "auto" or strategy.startswith(("ddp", "single")))
+
+
+def read_hyper_parameters(path: str) -> dict[str, Any]:
+    """Return the hyper-parameters of a checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint, or one that cannot be loaded safely.
+    """
+    if "://" in path:
+        return {}
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--ckpt_path {path}: there is no such file.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        hyper_parameters = dict(checkpoint.get("hyper_parameters", {}))
+        checkpoint["state_dict"]
+    except Exception as error:  # pickle, zip, key and type errors: whatever the file is, it is not ours
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"--ckpt_path {path} is no Lightning checkpoint that loads with weights_only=True ({reason})."
+        ) from error
+    hyper_parameters.pop("_instantiator", None)
+    return hyper_parameters
+
+
+def plain(value: Any) -> Any:
+    """Return nested namespaces as dicts, for a comparison."""
+    return value.as_dict() if hasattr(value, "as_dict") else value

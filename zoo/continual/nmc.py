@@ -1,0 +1,272 @@
+"""NMC: the nearest class mean of frozen features, and no training.
+
+Freeze a pretrained network, keep one sum and one count of feature vectors for each class, predict the class whose mean is
+nearest. Data may come in any order, in any number of tasks and from any number of processes: the means are the same, so
+nothing is forgotten; accuracy on old classes falls only as new ones compete.
+
+Janson, Zhang, Aljundi, Elhoseiny, "A Simple Baseline that Questions the Use of Pretrained-Models in Continual Learning",
+NeurIPS 2022 Workshop on Distribution Shifts, https://arxiv.org/abs/2210.04428. Official code:
+https://github.com/Pauljanson002/pretrained-cl at 19f2d86.
+
+What differs: sums are float64 (float32 there); means are sums over the whole stream for every kind of stream; the official
+scripts feed pixels in [0, 1] without the mean and std that the weights expect, which ``mean=[0, 0, 0], std=[1, 1, 1]``
+reproduces.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from zoo.continual.learner import StreamLearner
+from zoo.functional import Task
+from zoo.nn import ClassMeans, check_state, create_backbone, drop_part, freeze, linear_from_means, restore_part
+from zoo.nn.class_means import Rule
+
+
+class NMC(StreamLearner):
+    """Nearest mean classifier over a frozen network.
+
+    It needs one pass over images that are not augmented; no task identity, no stored image, no gradient. Under several
+    processes the shares of the data must be exact (``pad=False`` of the datamodule).
+
+    The three rules: ``"euclidean"`` is the paper's, the nearest mean of unit features; ``"euclidean_raw"`` leaves the
+    features as they are; ``"cosine"`` is SimpleCIL's, the largest cosine to the mean of raw features.
+
+    Args:
+        num_classes: Number of classes of the stream.
+        backbone: A timm model by name (paper: ``vit_base_patch16_224.augreg_in21k``), or a module that maps images to
+            features of shape (B, D) and says ``num_features``.
+        rule: How the nearest mean is found.
+        pretrained: See :func:`zoo.nn.create_backbone`, as the next three.
+        checkpoint_path: See there.
+        mean: See there.
+        std: See there.
+        class_names: Name of each label, for predictions.
+        save_backbone: Whether checkpoints hold the backbone. Default: only if it cannot be rebuilt, which is to say if
+            it is a module of yours or has random weights.
+
+    Good to know:
+        Logged metrics are those of :class:`~zoo.continual.learner.StreamLearner`. ``forward`` returns the linear score,
+        which for the euclidean rules orders the classes as the negative squared distance does. Scores of unseen classes
+        are -inf. The means belong to the backbone's weights and precision: rebuild both as they were.
+
+    Raises:
+        ValueError: If an argument is out of range or timm does not know the backbone.
+
+    Source:
+        Janson et al., "A Simple Baseline that Questions the Use of Pretrained-Models in Continual Learning", NeurIPS 2022
+        Workshop. ``"cosine"``: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models", IJCV 2024.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str | nn.Module = "vit_base_patch16_224.augreg_in21k",
+        rule: Rule = "euclidean",
+        pretrained: bool | Literal["offline"] = True,
+        checkpoint_path: str | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        class_names: list[str] | None = None,
+        save_backbone: bool | None = None,
+    ) -> None:
+        super().__init__(class_names)
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes} must be at least 1.")
+        if rule not in ("euclidean", "euclidean_raw", "cosine"):
+            raise ValueError(f"rule={rule!r} must be 'euclidean', 'euclidean_raw' or 'cosine'.")
+        self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
+        if isinstance(backbone, str):
+            can_be_rebuilt = bool(pretrained) or checkpoint_path is not None
+            backbone = create_backbone(backbone, pretrained, checkpoint_path, mean, std)
+        else:
+            can_be_rebuilt = False
+        self.rule: Rule = rule
+        self.save_backbone = not can_be_rebuilt if save_backbone is None else save_backbone
+        self.backbone = backbone
+        freeze(self.backbone)
+        self.means = ClassMeans(num_classes, int(backbone.num_features))
+        # Lightning refuses DDP, and never writes a checkpoint, for a module that trains nothing.
+        self.dummy = nn.Parameter(torch.zeros(()))
+        # Plain tensors, no buffers: DDP copies the first process's buffers over those of the others at each step.
+        self._pending: tuple[Tensor, Tensor] | None = None
+        self._in_stream = False
+
+    # The classifier -------------------------------------------------------------------------------------------------
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what is summed: features of shape (B, D), float32, of unit length for the paper's rule."""
+        with torch.no_grad():
+            features = self.backbone(images).float()  # before the norm: float16 squares overflow
+        if not torch.isfinite(features).all():
+            where = "the images" if not torch.isfinite(images).all() else "the backbone; try precision='32-true'"
+            raise ValueError(f"Features are not finite: look at {where}.")
+        return F.normalize(features, dim=1) if self.rule == "euclidean" else features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return scores of shape (B, C), float32, of images in [0, 1].
+
+        Raises:
+            RuntimeError: If no class was seen yet.
+        """
+        return self.score(self.features(images))
+
+    def score(self, features: Tensor) -> Tensor:
+        """Return scores of shape (B, C) of the output of :meth:`features`."""
+        seen, means = self.means.seen, self.means.means()
+        if not seen.any():
+            raise RuntimeError("NMC has seen no class yet: fit it, or load a checkpoint.")
+        if self.rule == "cosine":
+            features = F.normalize(features, dim=1)
+        elif self.rule == "euclidean_raw":
+            # Distances do not change with the origin; float32 squares of large features would lose the difference.
+            centre = means[seen.to(means.device)].mean(dim=0)
+            features, means = features - centre.to(features), means - centre
+        weight, bias = (part.to(features) for part in linear_from_means(means, self.rule))
+        with torch.autocast(
+            features.device.type, enabled=False
+        ):  # neighbours may differ by less than bfloat16 resolves
+            return F.linear(features, weight, bias).masked_fill(~seen, -torch.inf)
+
+    def to_linear(self) -> nn.Linear:
+        """Return the classifier as a linear layer, for export. Unseen classes have a bias of -inf.
+
+        It acts on features of unit length for ``"euclidean"`` and ``"cosine"``, on raw ones for ``"euclidean_raw"``.
+        """
+        weight, bias = linear_from_means(self.means.means(), self.rule)
+        layer = nn.Linear(weight.shape[1], weight.shape[0], device=self.means.count.device)
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias.to(layer.bias).masked_fill(~self.means.seen, -torch.inf))
+        return layer.requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, images: Tensor, labels: Tensor) -> None:
+        """Learn from a batch at once, without a Trainer: a new class, or more images of a known one."""
+        features = self.features(images)
+        self.means.merge(*class_sums(features, labels, len(self.means.count)))
+
+    @torch.no_grad()
+    def add_class(self, name: str | None = None) -> int:
+        """Make room for one more class and return its label; :meth:`update` or a fit fills it."""
+        label, num_features = self.means.sum.shape
+        grown = ClassMeans(label + 1, num_features).to(self.means.count.device)
+        grown.sum[:-1], grown.count[:-1] = self.means.sum, self.means.count
+        self.means = grown
+        self.hparams["num_classes"] = label + 1
+        if self.class_names is not None:
+            self.class_names.append(name or str(label))
+            self.hparams["class_names"] = self.class_names
+        return int(label)
+
+    def forget_class(self, label: int) -> None:
+        """Remove a class: it counts as never seen."""
+        self.means.forget(label)
+
+    @torch.no_grad()
+    def forget_samples(self, images: Tensor, labels: Tensor) -> None:
+        """Unlearn images exactly: their features are subtracted from the sums (of the same backbone and precision).
+
+        Raises:
+            ValueError: If a class has fewer images than are to be forgotten.
+        """
+        self.means.subtract(self.features(images), labels)
+
+    # The stream -----------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> "NMC":
+        """Keep the backbone in evaluation mode: no dropout, no batch statistics."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def on_fit_start(self) -> None:
+        """Start outside of a stream, until somebody calls :meth:`on_task_start`."""
+        self._in_stream, self._pending = False, None
+
+    def on_task_start(self, task: Task) -> None:
+        """Check that the task is passed once."""
+        self._in_stream = True
+        if task.epochs != 1:
+            raise ValueError(f"NMC takes one pass over a task, got epochs={task.epochs}; set epochs_per_task=1.")
+
+    def on_train_epoch_start(self) -> None:
+        """Check that nothing is counted twice, and start the sums of the task or epoch."""
+        if not self._in_stream and self.trainer.max_epochs != 1:
+            raise ValueError(
+                f"NMC takes one pass over the data, got max_epochs={self.trainer.max_epochs}; use max_epochs=1."
+            )
+        loader: Any = self.trainer.train_dataloader
+        uneven = self.trainer.world_size > 1 and len(loader.dataset) % self.trainer.world_size
+        if uneven and getattr(loader.sampler, "pad", True):
+            raise ValueError(
+                "The sampler repeats images so that all processes have the same number, and NMC would count them "
+                "twice: set pad=False of the datamodule."
+            )
+        self._pending = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Add a batch's features to the sums of their classes."""
+        images, labels = batch
+        low, high = labels.aminmax()
+        if low < 0 or high >= len(self.means.count):
+            raise ValueError(f"Labels {int(low)} to {int(high)} do not fit num_classes={len(self.means.count)}.")
+        sums, counts = class_sums(self.features(images), labels, len(self.means.count))
+        if self._pending is not None:
+            sums, counts = sums + self._pending[0], counts + self._pending[1]
+        self._pending = (sums, counts)
+        return self.dummy * 0.0
+
+    def on_task_end(self, task: Task) -> None:
+        """Add the sums of all processes to the means, before the task is measured."""
+        self.fold()
+
+    def on_validation_start(self) -> None:
+        """Fold outside of a stream, where nobody calls :meth:`on_task_end`."""
+        self.fold()
+
+    def on_train_end(self) -> None:
+        """Fold outside of a stream that has no validation."""
+        self.fold()
+
+    def fold(self) -> None:
+        """Add what this epoch summed, over all processes, to the means; twice adds nothing."""
+        if self._pending is not None:
+            sums, counts = (self.trainer.strategy.reduce(part, reduce_op="sum") for part in self._pending)
+            self.means.merge(sums, counts)
+            self._pending = None
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return an optimizer that changes nothing."""
+        return torch.optim.SGD([self.dummy], lr=0.0)
+
+    # Checkpoints ----------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the backbone if it can be rebuilt."""
+        if not self.save_backbone:
+            drop_part(checkpoint["state_dict"], "backbone.")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint fits.
+
+        Raises:
+            ValueError: If it has another number of classes or features, or belongs to another class.
+        """
+        if not self.save_backbone:
+            restore_part(self, checkpoint["state_dict"], "backbone.")
+        check_state(self, checkpoint["state_dict"])
+
+
+def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return the sum of the features of each class, float64 (C, D), and their number, int64 (C,).
+
+    On MPS, which has no float64, the sums are made on the CPU.
+    """
+    if features.device.type == "mps":
+        features, labels = features.cpu(), labels.cpu()
+    sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
+    return sums.index_add_(0, labels, features.double()), torch.bincount(labels, minlength=num_classes)
