@@ -43,9 +43,11 @@ class TaskLoop(Callback):
                 f"TaskLoop needs a stream such as ClassIncrementalDataModule, got {type(stream).__name__}. Leave TaskLoop "
                 "out to train on one data set."
             )
-        if trainer.max_steps != -1:
-            raise ValueError(f"max_steps={trainer.max_steps} would end the stream in the middle of a task; remove it.")
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if trainer.max_steps != -1:
+                raise ValueError(
+                    f"max_steps={trainer.max_steps} would end the stream in the middle of a task; remove it."
+                )
             if trainer.max_epochs not in (stream.num_epochs, UNSET_MAX_EPOCHS):
                 raise ValueError(
                     f"max_epochs={trainer.max_epochs} does not fit the stream, which has {stream.num_epochs} epochs in "
@@ -55,6 +57,18 @@ class TaskLoop(Callback):
             trainer.fit_loop.max_epochs = stream.num_epochs
         self._calendar = (trainer.reload_dataloaders_every_n_epochs, trainer.check_val_every_n_epoch)  # type: ignore[attr-defined]
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to go on in the middle of an epoch, which no loader can do exactly.
+
+        Raises:
+            ValueError: If the run is resumed from such a checkpoint.
+        """
+        if trainer.fit_loop.restarted_mid_epoch:
+            raise ValueError(
+                "The checkpoint was saved in the middle of an epoch, and a stream resumes at the start of one. Use a "
+                "checkpoint of ModelCheckpoint(save_last=True, save_on_train_epoch_end=True), without every_n_train_steps."
+            )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed the epoch; at the start of a task tell the module and renew the optimizer."""
