@@ -118,7 +118,7 @@ def command(args: list[str]) -> int:
         seeds += [max(seeds) + 1 + extra for extra in range(options.seeds - len(seeds))]
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended politely, it ends its runs politely
     try:
-        return 0 if reproduce(claim, seeds, options.jobs, overrides, options.results) else 1
+        return 0 if reproduce(claim, seeds, options.jobs, overrides, options.results, FIT) else 1
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130

@@ -215,10 +215,10 @@ def _lock(log: IO[str], job: Job) -> None:
 def _record(job: Job, ledger: dict[str, Any]) -> Record:
     """Return a run's row of the CSV file."""
     measured = {**_flatten(_read_json(job.folder / "results.json")), **{name: ledger[name] for name in COST_METRICS}}
-    metrics = {}
-    for metric in job.claim.metrics:
+    metrics = dict.fromkeys(job.claim.metrics, "")
+    for metric in job.claim.metrics_of(job.run):
         value = measured.get(metric)
-        if metric in job.claim.metrics_of(job.run) and metric not in measured:
+        if metric not in measured:
             raise RunFailedError(f"{job.folder / 'results.json'} has no {metric}; {nearest(metric, measured)}")
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise RunFailedError(f"{job.folder / 'results.json'}: {metric} is {value!r}, not a number")
@@ -230,7 +230,7 @@ def _record(job: Job, ledger: dict[str, Any]) -> Record:
         "options": shlex.join(job.claim.options(job.run, job.seed)),
         "overrides": shlex.join(portable(option) for option in job.overrides),
         **metrics,
-        "wall_time_s": f"{ledger['wall_time_s']:.1f}",
+        "wall_time_s": f"{ledger['wall_time_s']:.2f}",
         "peak_memory_mib": f"{ledger['peak_memory_mib']:.0f}",
         "date": ledger["date"],
         "commit": ledger["commit"],
