@@ -41,11 +41,14 @@ if act in ("killed", "hang") and "--ckpt_path" not in options:
     (folder / "checkpoints" / "last.ckpt").write_text("half way")
     if act == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    pathlib.Path("hanging").write_text("")
+    pathlib.Path("id").write_text(str(os.getpid()))
+    os.replace("id", "hanging")
     time.sleep(60)
 accuracy = 10.0 * int(options["--model.level"]) + seed
 numbers = {"accuracy": float("nan") if act == "nan" else accuracy, "forgetting": 1.0, "classes": 10}
 (folder / "results.json").write_text(json.dumps({"class_incremental": numbers, "method": "X"}))
+if act == "late":
+    raise SystemExit("no space left for the last checkpoint")
 """
 
 CONTENT = {
@@ -116,7 +119,7 @@ def test_a_claim_runs_every_row_and_seed_and_writes_one_row_a_run(home, capsys):
     assert "epoch 1" in Path(first["log"]).read_text()
     assert f"python {sys.version.split()[0]}, " in first["versions"]
     assert "torch " in first["versions"]
-    assert f"{len(os.sched_getaffinity(0))} cores" in first["hardware"]
+    assert re.search(r", [1-9]\d* cores, ", first["hardware"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\dZ", first["date"])
     assert 0 < float(first["wall_time_s"]) < 60
     assert 4 < float(first["peak_memory_mib"]) < 1000
@@ -160,17 +163,24 @@ def test_a_failed_run_shows_the_end_of_its_log_and_loses_no_other(home, capsys):
     assert sorted(calls()) == ["high 2 fresh", "low 0 fresh"]
 
 
+def test_results_of_a_run_that_fails_afterwards_do_not_count(home):
+    play(high_0="late")
+    assert main(["reproduce", "x", "--seeds", "1"]) == 1
+    assert [row["run"] for row in rows()] == ["low"]
+
+
 def test_a_killed_run_continues_from_its_checkpoint_and_adds_up_its_time(home):
     play(high_0="killed")
     assert main(["reproduce", "x", "--seeds", "1"]) == 1
-    first = json.loads(Path("runs/reproduce/x/high/seed0/reproduce.json").read_text())
+    ledger = Path("runs/reproduce/x/high/seed0/reproduce.json")
+    assert ledger.read_text().count('"wall_time_s": 0.') == 1
+    ledger.write_text(ledger.read_text().replace('"wall_time_s": 0.', '"wall_time_s": 500.'))
     calls()
     assert main(["reproduce", "x", "--seeds", "1"]) == 0
     assert calls() == ["high 0 last"]
     record = rows()[0]
     assert record["checkpoint"] == "runs/reproduce/x/high/seed0/checkpoints/last.ckpt"
-    second = json.loads(Path("runs/reproduce/x/high/seed0/reproduce.json").read_text())
-    assert second["wall_time_s"] > first["wall_time_s"] > 0
+    assert 500 < float(record["wall_time_s"]) < 560
     assert Path(record["log"]).read_text().count("epoch 1") == 2
 
 
@@ -220,7 +230,8 @@ def test_options_that_only_say_where_count_and_hide_the_machine(home):
     claim = load_claim("x")
     assert results.state(claim, results.counted(claim, rows())) == "holds"
     assert main(["reproduce", "x"]) == 0
-    assert {row["overrides"] for row in results.counted(claim, rows())} == {""}
+    for records in (rows(), rows()[::-1]):
+        assert [row["overrides"] for row in results.counted(claim, records)] == [""] * 4
 
 
 @pytest.mark.parametrize(
@@ -301,13 +312,12 @@ def test_a_folder_that_an_orphan_still_writes_to_is_left_alone(home, capsys):
     play(low_0="")
     assert main(["reproduce", "x", "--seeds", "1"]) == 1
     assert "high, seed 0: FAILED, another process is writing to runs/reproduce/x/high/seed0" in capsys.readouterr().out
-    for status in Path("/proc").glob("[0-9]*/cmdline"):
-        words = status.read_bytes().split(b"\0") if status.exists() else []
-        if b"fit.py" in words and os.readlink(status.parent / "cwd") == str(home):
-            os.kill(int(status.parent.name), signal.SIGKILL)
+    os.kill(int(Path("hanging").read_text()), signal.SIGKILL)
     time.sleep(0.2)
+    log = Path("runs/reproduce/x/high/seed0/log.txt")
+    os.utime(log, (time.time() + 500, time.time() + 500))  # the last the lost process is known to have done
     assert main(["reproduce", "x", "--seeds", "1"]) == 0
-    assert json.loads(Path("runs/reproduce/x/high/seed0/reproduce.json").read_text())["wall_time_s"] > 0
+    assert 500 < float(rows()[0]["wall_time_s"]) < 560
 
 
 @pytest.mark.parametrize(
@@ -525,6 +535,7 @@ def test_the_same_csv_gives_the_same_picture():
     drawn = render.picture(claim(), records)
     assert drawn == render.picture(claim(), records)
     assert drawn != render.picture(claim(), table(**{**ALL, "a": [10, 20]}))
+    assert b"Software" not in drawn  # matplotlib's version would change the file with every release
 
 
 def test_list_shows_states(home, capsys):
@@ -551,6 +562,16 @@ def test_constraints_are_exact_public_versions_without_addresses(home):
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9-]*==[0-9][A-Za-z0-9.]*", line) for line in lines)
     assert any(line.startswith("torch==2") for line in lines)
     assert "lightning-zoo" not in text
+
+
+def test_constraints_leave_out_what_an_index_may_not_have(monkeypatch):
+    class Distribution:
+        def __init__(self, name, version):
+            self.metadata, self.version = {"Name": name}, version
+
+    found = [Distribution("Torch_Vision", "0.2+cpu"), Distribution("lightning-zoo", "1.0"), Distribution("a", "1")]
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: iter(found))
+    assert provenance.constraints().splitlines()[1:] == ["a==1", "torch-vision==0.2"]
 
 
 def test_commit_tells_changes_of_the_code_and_ignores_somebody_elses_repository(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from zoo.functional import write_atomically
 if TYPE_CHECKING:
     from rich.table import Table
 
-BLOCK = re.compile(r"^<!-- claim: (\S+) -->\n(.*?)^<!-- /claim -->$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^<!-- claim: (\S+) -->\n.*?^<!-- /claim -->$", re.DOTALL | re.MULTILINE)
 OPENING = re.compile(r"^<!-- claim: (\S+) -->$", re.MULTILINE)
 
 
@@ -125,10 +125,9 @@ def render_documents(root: Path, results_folder: Path, write: bool = True) -> li
     changed = []
     for document in [*root.glob("README.md"), *sorted(root.glob("docs/**/*.md"))]:
         old = document.read_text(encoding="utf-8")
-        blocks = list(BLOCK.finditer(old))
+        closed = {block.start() for block in BLOCK.finditer(old)}
         for opening in OPENING.finditer(old):
-            block = next((block for block in blocks if block.start() == opening.start()), None)
-            if block is None or OPENING.search(block[2]):
+            if opening.start() not in closed:
                 raise CommandError(f"{document}: <!-- claim: {opening[1]} --> is not closed by <!-- /claim -->")
 
         def fill(block: re.Match[str], folder: Path = document.parent) -> str:
