@@ -90,12 +90,15 @@ def markdown(claim: Claim, records: list[Record], csv_link: str) -> str:
     header, rows = _columns(claim, lines(claim, records))
     table = [header, ["---"] * len(header), *rows]
     what = f" ({label(claim.metrics[0])})" if len(claim.metrics) == 1 else ""
+    paper = [f"Paper: {claim.paper.rstrip('.')}."] if claim.paper else []
     notes = [f"{run.name}: {run.note.rstrip('.')}." for run in claim.runs if run.note]
     source = f"[runs]({csv_link}), " if records else ""
     parts = [
         f"**{claim.title}**{what}: {results.state(claim, records)}",
         "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table),
-        " ".join([f"Rule: {results.describe(claim.rule)}.", *notes, f"From {source}`zoo reproduce {claim.name}`."]),
+        " ".join(
+            [*paper, f"Rule: {results.describe(claim.rule)}.", *notes, f"From {source}`zoo reproduce {claim.name}`."]
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -173,10 +176,11 @@ def picture(claim: Claim, records: list[Record]) -> bytes:
                     axes.errorbar(mean(numbers), height, xerr=spread, color="#1f3b5c", capsize=4)
             for value in claim.published:
                 if (value.run, value.metric) == (run.name, metric):
-                    axes.plot(value.value, height, "D", color="#c0392b", markersize=6, zorder=4)
+                    axes.plot(value.value, height, "D", color="#c0392b", fillstyle="none", zorder=4)
         axes.set_yticks(range(rows), [run.name for run in claim.runs])
         axes.set_ylim(rows - 0.4, -0.6)  # the first row on top, rows without a run in their place
-        axes.set_xlabel(label(metric) + (" (diamond: paper)" if claim.published else ""))
+        has_paper = any(value.metric == metric for value in claim.published)
+        axes.set_xlabel(label(metric) + (" (diamond: paper)" if has_paper else ""))
         axes.spines[["top", "right"]].set_visible(False)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150, metadata={"Software": None})  # the same picture is the same file
