@@ -507,8 +507,7 @@ def test_render_fills_the_marked_tables_from_the_csv_alone(home, capsys):
     assert "\n| high | 91.5 (table 1) | 91.00 ± 1.41 | 2 | holds (-0.50) |\n" in text
     assert "\n| low | - | 71.00 ± 1.41 | 2 | - |\n" in text
     assert (
-        "Paper: Nobody, 2000. Rule: within 0.5 of the published value. low: Old. From [runs](results/x.csv), `zoo reproduce x`."
-        in text
+        "\n\nPaper: Nobody, 2000. Rule: within 0.5 of the published value. low: Old. From [runs](results/x.csv)" in text
     )
     assert text.endswith("\n<!-- /claim -->\n\nAfter.\n")
     assert "[runs](../../results/x.csv)" in Path("docs/deep/x.md").read_text()
