@@ -19,10 +19,10 @@ class FeatureCache(Callback):
     In a stream of T equal tasks the images of task j are evaluated T - j times; with this callback the network sees
     them once, and the numbers are the same. The outputs are kept on the CPU: 4 D bytes an image for D features.
 
-    It serves any module whose part takes the batch's images and returns one tensor. It relies on evaluation batches being
-    the same ones each time, by loader and position, and checks it: the part must be frozen and unchanged, the
-    datamodule must say ``fixed_evaluation`` (or ``fixed=True`` says it in its place), and some pixels of each batch are
-    compared. Whatever does not hold is computed anew.
+    It serves any module whose part takes the batch's images and returns one tensor. It relies on evaluation
+    batches being the same ones each time, by loader and position, and checks it: the part must be frozen and unchanged, the
+    datamodule must say ``fixed_evaluation`` (or ``fixed=True`` says it in its place), and some pixels of each batch
+    are compared. Whatever does not hold is computed anew.
 
     Args:
         part: Name of the frozen part in the module.

@@ -12,11 +12,11 @@ UNSET_MAX_EPOCHS = 1000  # what Lightning makes of Trainer(max_epochs=None)
 class TaskLoop(Callback):
     """Run a stream of tasks as one ``trainer.fit``.
 
-    It sets the number of epochs, reloads the loaders at each epoch, seeds each epoch from (seed, epoch, process), calls
-    ``on_task_start(task)`` and ``on_task_end(task)`` of the module where it has them, renews optimizer and schedule after
-    each ``on_task_start``, and lets validation run at the end of each task, after ``on_task_end``. It holds no state: all
-    follows from the current epoch, so a run that was killed and is resumed ends as one that was not. An interrupted
-    epoch restarts; do not checkpoint in the middle of one (``every_n_train_steps``).
+    It sets the number of epochs, reloads the loaders at each epoch, seeds each epoch from (seed, epoch, process),
+    calls ``on_task_start(task)`` and ``on_task_end(task)`` of the module where it has them, renews optimizer and
+    schedule after each ``on_task_start``, and lets validation run at the end of each task, after ``on_task_end``. It
+    holds no state: all follows from the current epoch, so a run that was killed and is resumed ends as one that was
+    not. An interrupted epoch restarts; do not checkpoint in the middle of one (``every_n_train_steps``).
 
     Put it first in the list of callbacks: weight averaging must see what ``on_task_end`` wrote. Add a
     ``ModelCheckpoint(save_last=True, save_on_train_epoch_end=True)``; with Lightning's default a file is written only
@@ -40,8 +40,8 @@ class TaskLoop(Callback):
         stream: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by fit
         if not hasattr(stream, "starts_task"):
             raise TypeError(
-                f"TaskLoop needs a stream such as ClassIncrementalDataModule, got {type(stream).__name__}. Leave TaskLoop "
-                "out to train on one data set."
+                f"TaskLoop needs a stream such as ClassIncrementalDataModule, got {type(stream).__name__}. Leave "
+                "TaskLoop out to train on one data set."
             )
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             if trainer.max_steps != -1:
@@ -55,7 +55,10 @@ class TaskLoop(Callback):
                     "datamodule's epochs_per_task."
                 )
             trainer.fit_loop.max_epochs = stream.num_epochs
-        self._calendar = (trainer.reload_dataloaders_every_n_epochs, trainer.check_val_every_n_epoch)  # type: ignore[attr-defined]
+        self._calendar = (
+            trainer.reload_dataloaders_every_n_epochs,  # type: ignore[attr-defined]
+            trainer.check_val_every_n_epoch,
+        )
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,7 +70,8 @@ class TaskLoop(Callback):
         if trainer.fit_loop.restarted_mid_epoch:
             raise ValueError(
                 "The checkpoint was saved in the middle of an epoch, and a stream resumes at the start of one. Use a "
-                "checkpoint of ModelCheckpoint(save_last=True, save_on_train_epoch_end=True), without every_n_train_steps."
+                "checkpoint of ModelCheckpoint(save_last=True, save_on_train_epoch_end=True), without "
+                "every_n_train_steps."
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

