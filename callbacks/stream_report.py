@@ -166,7 +166,7 @@ class StreamReport(Callback):
             for name, figure in self._figures(trainer, matrix, known).items():
                 write_atomically(self._folder / f"{name}.png", to_png(figure))
                 for logger in trainer.loggers:
-                    if hasattr(logger.experiment, "add_figure"):
+                    if hasattr(getattr(logger, "experiment", None), "add_figure"):
                         logger.experiment.add_figure(name, figure, global_step=trainer.global_step, close=False)
         results = self._results(trainer, pl_module, matrix, known)
         write_atomically(self._folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
@@ -244,7 +244,7 @@ class StreamReport(Callback):
         names = self._names(trainer, max(max(row) for row in rows.values()) + 1)
         table = build_table(rows, known_rows, split, sizes, names, console)
         with tqdm.external_write_mode():  # clears a TQDMProgressBar for the moment
-            console.print(table)
+            console.print(table, "")
 
     def _figures(self, trainer: Any, matrix: list[Row], known: list[Row]) -> dict[str, Any]:
         """Return the pictures by name."""
@@ -414,7 +414,8 @@ def build_table(
 
     def build(names: Sequence[str] | None, decimals: int, shown: Sequence[int | None]) -> Table:
         title = f"Accuracy (%){f' on {split}' if split else ''}"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+        padding = (0, 0, 0, 1 if decimals else 0)  # no decimals where room is short
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=padding, show_edge=False)
         table.add_column("after task", style="dim", justify="right", no_wrap=True)
         for column in shown:
             header = "…" if column is None else str(column + 1)

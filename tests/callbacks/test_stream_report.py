@@ -286,7 +286,7 @@ def test_the_table_stands_whole_above_a_live_bar(tmp_path, monkeypatch, capsys):
     reconfigure()  # the console is global; later tests want the plain one
     lines = [line.split("\x1b[2K")[-1].strip() for line in printed.splitlines()]
     title = [index for index, line in enumerate(lines) if line.endswith("Accuracy (%) on test")][-1]
-    body = [line.split() for line in lines[title + 1 : title + 8] if "." in line]
+    body = [line.split() for line in lines[title + 1 : title + 8] if "." in line and line[0].isdigit()]
     assert body == [
         ["1", "100.0", "100.00", "100.00", "100.00"],
         ["2", "75.0", "50.0", "62.50", "58.33", "100.00"],
