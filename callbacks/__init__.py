@@ -5,6 +5,8 @@ if __name__ == "callbacks":
 
 from zoo.callbacks.feature_cache import FeatureCache
 from zoo.callbacks.prediction_table import PredictionTable
+from zoo.callbacks.progress import StreamProgressBar
+from zoo.callbacks.stream_report import StreamReport
 from zoo.callbacks.task_loop import TaskLoop
 
-__all__ = ["FeatureCache", "PredictionTable", "TaskLoop"]
+__all__ = ["FeatureCache", "PredictionTable", "StreamProgressBar", "StreamReport", "TaskLoop"]

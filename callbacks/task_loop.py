@@ -26,8 +26,7 @@ class TaskLoop(Callback):
     ``seed``, ``task``, ``starts_task()`` and ``ends_task()``.
 
     Raises:
-        TypeError: If the datamodule is no stream.
-        ValueError: If ``max_epochs`` or ``max_steps`` of the Trainer do not fit the stream.
+        ValueError: If the datamodule is no stream, or ``max_epochs`` or ``max_steps`` of the Trainer do not fit the stream.
     """
 
     def __init__(self) -> None:
@@ -39,7 +38,7 @@ class TaskLoop(Callback):
             return
         stream: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by fit
         if not hasattr(stream, "starts_task"):
-            raise TypeError(
+            raise ValueError(
                 f"TaskLoop needs a stream such as ClassIncrementalDataModule, got {type(stream).__name__}. Leave "
                 "TaskLoop out to train on one data set."
             )

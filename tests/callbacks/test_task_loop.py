@@ -86,7 +86,7 @@ def test_numbers_of_epochs_that_do_not_fit_are_refused(stream, trainer) -> None:
 
 
 def test_needs_a_stream_and_a_stream_needs_it(stream, trainer) -> None:
-    with pytest.raises(TypeError, match="TaskLoop needs a stream"):
+    with pytest.raises(ValueError, match="TaskLoop needs a stream"):
         trainer().fit(Diary(), torch.utils.data.DataLoader([]))
     with pytest.raises(ValueError, match="A stream needs the callback TaskLoop"):
         trainer(callbacks=[], enable_checkpointing=False, max_epochs=3).fit(Diary(), stream())

@@ -127,7 +127,11 @@ def test_iterating_leaves_the_global_random_state_alone(num_workers):
 
     data = Positions(12)
     loader = EpochLoader(
-        data, ShardSampler(data, 1, 0, shuffle=True, seed=0, pad=True), seed=0, epoch=lambda: 0, num_workers=num_workers
+        data,
+        sampler=ShardSampler(data, 1, 0, shuffle=True, seed=0, pad=True),
+        seed=0,
+        epoch=lambda: 0,
+        num_workers=num_workers,
     )
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     assert len(list(loader)) == 12

@@ -4,6 +4,7 @@ import inspect
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import zoo
 import zoo.callbacks
@@ -24,9 +26,12 @@ from zoo.callbacks import PredictionTable, StreamProgressBar, StreamReport, Task
 from zoo.cli.errors import one_line
 from zoo.cli.run_folder import AtomicCheckpointIO, MetricsCSV, last_run, new_run, run_of
 from zoo.datamodules.streams import TaskStream
+from zoo.functional import write_atomically
 
 LINKED = ("num_classes", "class_names")  # what a model may take from the data, and nothing else
 TRACEBACK = "ZOO_TRACEBACK"  # environment variable: show all of an error
+# What a run raises when data, files or settings do not fit, as opposed to a fault in a program.
+EXPECTED = (ValueError, OSError, ImportError, MisconfigurationException)
 
 
 def run(args: Sequence[str]) -> None:
@@ -36,26 +41,36 @@ def run(args: Sequence[str]) -> None:
         args: The command and its options, as typed.
 
     Raises:
-        SystemExit: With code 2 and one line on stderr if something that was typed does not fit.
+        SystemExit: With code 2 and one line on stderr if something that was typed or found does not fit. An error of
+            another kind passes as it is.
     """
     quieten()
-    args = with_config_of_checkpoint(list(args))
+    cli = ZooCLI.__new__(ZooCLI)  # known here even if its constructor, which runs everything, fails
     try:
-        ZooCLI(args)
+        cli.__init__(with_config_of_checkpoint(list(args)))  # type: ignore[misc]
     except Exception as error:
-        if os.environ.get(TRACEBACK) or has_trained(error):
+        built = hasattr(cli, "trainer")
+        if os.environ.get(TRACEBACK) or (built and not isinstance(error, EXPECTED)):
             raise
-        fail(args[0], one_line(innermost(error), words_of(args)))
+        message = one_line(innermost(error), words_of(args)) if not built else " ".join(str(error).split())
+        if built and (cli.run_dir / "config.yaml").exists():
+            write_atomically(cli.run_dir / "traceback.txt", traceback.format_exc())
+        fail(args[0], message)
 
 
 def quieten() -> None:
     """Leave out what Lightning repeats at each start and nobody acts on."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(lambda record: "Tip:" not in record.getMessage())
+    for text in (
+        "does not have many workers",
+        "is smaller than the logging interval",
+        "Checkpoint directory .* exists and is not empty",
+        "LightningCLI's args parameter is intended to run",
+        r"Found \d+ module\(s\) in eval mode",  # frozen networks are meant to be
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", f".*{text}.*")
 
 
 def fail(command: str, message: str) -> NoReturn:
@@ -64,27 +79,17 @@ def fail(command: str, message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def has_trained(error: BaseException) -> bool:
-    """Say whether an error came from within the training or evaluation of batches, where a traceback helps."""
-    names = {frame.f_code.co_name for frame, _ in _walk(error)}
-    return bool(names & {"training_step", "validation_step", "test_step", "predict_step", "optimizer_step"}) and not (
-        isinstance(error, ValueError)
-    )
-
-
-def _walk(error: BaseException) -> list[tuple[Any, int]]:
-    frames, trace = [], error.__traceback__
-    while trace is not None:
-        frames.append((trace.tb_frame, trace.tb_lineno))
-        trace = trace.tb_next
-    return frames
-
-
 def innermost(error: BaseException) -> str:
     """Return the text of the error that a constructor raised, without what the parser wrapped around it."""
-    while error.__cause__ is not None and "jsonargparse" in _walk(error)[-1][0].f_code.co_filename:
+    while error.__cause__ is not None and is_parsers(error):
         error = error.__cause__
     return str(error) or repr(error)
+
+
+def is_parsers(error: BaseException) -> bool:
+    """Say whether jsonargparse raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and "jsonargparse" in frames[-1].filename
 
 
 def words_of(args: Sequence[str]) -> list[str]:
@@ -223,7 +228,10 @@ class ZooCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Hand the checkpoint that was found to the Trainer."""
-        return {**super()._prepare_subcommand_kwargs(subcommand), "ckpt_path": self.checkpoint}
+        given = super()._prepare_subcommand_kwargs(subcommand)
+        if isinstance(self.datamodule, TaskStream) and "verbose" in given:
+            given["verbose"] = False  # StreamReport prints one table; Lightning would repeat it for every loader
+        return {**given, "ckpt_path": self.checkpoint}
 
     # What is built ---------------------------------------------------------------------------------------------------
 
