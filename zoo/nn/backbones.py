@@ -156,13 +156,21 @@ def load_offline_weights(model: nn.Module, name: str) -> None:
 
 
 def freeze(module: nn.Module) -> None:
-    """Put a module into evaluation mode and stop its gradients. Its owner keeps it in that mode in ``train``."""
+    """Put a module into evaluation mode and stop its gradients.
+
+    Args:
+        module: The module. ``train()`` of its owner would wake it again: the owner has to keep it in evaluation mode.
+    """
     module.eval()
     module.requires_grad_(False)
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """Say whether a module is in evaluation mode, all of it, and trains nothing."""
+    """Say whether a module is in evaluation mode, all of it, and trains nothing.
+
+    Args:
+        module: The module.
+    """
     return not any(part.training for part in module.modules()) and not any(
         parameter.requires_grad for parameter in module.parameters()
     )

@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 
 def drop_part(state_dict: MutableMapping[str, Any], prefix: str) -> None:
-    """Remove a part of a module from its state, in place; for ``on_save_checkpoint``."""
+    """Remove a part of a module from its state, in place; for ``on_save_checkpoint``.
+
+    Args:
+        state_dict: The state of the module.
+        prefix: How the names of the part begin, such as ``"backbone."``.
+    """
     for name in [name for name in state_dict if name.startswith(prefix)]:
         del state_dict[name]
 
@@ -17,6 +22,11 @@ def restore_part(module: nn.Module, state_dict: MutableMapping[str, Any], prefix
 
     For ``on_load_checkpoint``. Loading stays strict for all other names: with ``strict_loading = False`` torch would
     let any missing tensor pass.
+
+    Args:
+        module: The module that is about to load.
+        state_dict: What it is about to load.
+        prefix: As of :func:`drop_part`.
     """
     for name, tensor in module.state_dict().items():
         if name.startswith(prefix):
