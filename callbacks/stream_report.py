@@ -387,7 +387,8 @@ def summarise(cells: Sequence[Sequence[float]], sizes: Sequence[int] | None) -> 
         )
         return None
     width = min(columns, len(cells))
-    return stream_summary([row[:width] for row in cells], sizes[:width] if sizes and len(sizes) >= width else None)
+    summary = stream_summary([row[:width] for row in cells], sizes[:width] if sizes and len(sizes) >= width else None)
+    return {name: round(value, 4) for name, value in summary.items()}
 
 
 def build_table(

@@ -107,8 +107,8 @@ def check_results(results):
     assert results["test_sizes"] == SIZES
     assert results["split"] == "test"
     summary = results["class_incremental"]
-    assert summary["average_accuracy"] == pytest.approx(175 / 3)
-    assert summary["average_incremental_accuracy"] == pytest.approx((100 + 700 / 12 + 50) / 3)
+    assert summary["average_accuracy"] == 58.3333
+    assert summary["average_incremental_accuracy"] == 69.4444
     assert summary["forgetting"] == 37.5
     assert summary["forward_transfer"] is None
     assert results["task_known"]["average_accuracy"] == 100
@@ -154,7 +154,6 @@ def test_a_killed_run_ends_with_the_same_files(tmp_path):
         module_of(L), datamodule=stream_of(L), ckpt_path=tmp_path / "saved" / "last.ckpt", weights_only=True
     )
     check_results(json.loads((tmp_path / "results.json").read_text()))
-    assert json.loads((tmp_path / "results.json").read_text())["wall_seconds"] > 0
 
 
 def test_a_run_killed_after_its_last_checkpoint_still_gets_its_files(tmp_path):
@@ -164,7 +163,10 @@ def test_a_run_killed_after_its_last_checkpoint_still_gets_its_files(tmp_path):
     )
     again = trainer_of(L, tmp_path, StreamReport(directory=str(tmp_path / "b"), plots=False))
     again.fit(module_of(L), datamodule=stream_of(L), ckpt_path=tmp_path / "saved" / "last.ckpt", weights_only=True)
-    check_results(json.loads((tmp_path / "b" / "results.json").read_text()))
+    results = json.loads((tmp_path / "b" / "results.json").read_text())
+    check_results(results)
+    saved = torch.load(tmp_path / "saved" / "last.ckpt", weights_only=True)["callbacks"]["StreamReport"]["seconds"]
+    assert results["wall_seconds"] > saved > 0.01  # of the first run and of the second
     assert not (tmp_path / "b" / "accuracy_matrix.png").exists()
 
 
@@ -202,11 +204,13 @@ def test_in_a_trainer_of_pytorch_lightning(tmp_path):
     assert state["rows"][1] == {0: 75, 1: 50}
 
 
-def test_two_processes_write_once(tmp_path):
+def test_two_processes_write_once(tmp_path, capfd):
     trainer_of(L, tmp_path, StreamReport(), strategy="ddp_fork", devices=2).fit(module_of(L), datamodule=stream_of(L))
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["accuracy_matrix"]["class_incremental"][2] == [50, 25, 100]
     assert results["settings"]["trainer"]["devices"] == 2
+    printed = capfd.readouterr().out
+    assert (printed.count("Accuracy (%)"), printed.count("Results:")) == (3, 1)
 
 
 def test_figures_go_to_a_logger_that_takes_figures(tmp_path):
