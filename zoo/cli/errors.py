@@ -1,4 +1,4 @@
-"""What jsonargparse and constructors say, in one line, with the nearest names."""
+"""What the parser and constructors say, in one line, with the nearest names."""
 
 import difflib
 import inspect
@@ -21,7 +21,9 @@ BASES: dict[str, type] = {
     "transform": v2.Transform,
     "optimizer": torch.optim.Optimizer,
 }
-NOT_THE_CAUSE = re.compile(r"Expected a <class|Expected a path but|Does not validate|Expected a <class 'NoneType'>")
+COMMON_OPTIONS = ("config", "ckpt_path", "seed_everything", "run_dir", "model", "data", "trainer")
+# Lines that say which types were tried in vain, or repeat what was given.
+NOISE = re.compile(r"Expected a <class|Expected a path but|Does not validate|Given value|Subtypes|Parser key|Errors:")
 
 
 def one_line(message: str, words: Iterable[str]) -> str:
@@ -32,56 +34,56 @@ def one_line(message: str, words: Iterable[str]) -> str:
         words: The command line, and the texts of configuration files, to find what was meant.
     """
     text = " ".join(words)
-    if found := re.search(r"Option '([^']+)' is not accepted", message):
-        return unknown_option(found[1], text)
-    if found := re.search(r"Unrecognized arguments: (.*)", message):
-        return unknown_option(found[1].split()[0].split("=")[0], text)
+    if found := re.search(r"Option '([^']+)' is not accepted|[Uu]nrecognized arguments: ([^\s=]+)", message):
+        return unknown_option(found[1] or found[2], text)
     key = found[1] if (found := re.search(r'Parser key "([^"]+)"', message)) else ""
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         return unknown_class(found[1], key)
-    if found := re.search(r"(?:No module named|has no attribute|Problem with given class_path) '([^']+)'", message):
-        causes = [line.strip(" -") for line in message.splitlines() if found[1] in line]
-        if "." not in found[1]:
-            return unknown_class(found[1], key)
-        return causes[-1]
-    if "\n" in message and (causes := list(informative(message))):
+    if found := re.search(r"Problem with given class_path '([^']+)':\s*(.+)", message):
+        return f"{key}: cannot load class {found[1]!r}: {found[2].strip()}."
+    if found := re.search(r"Expected a typing\.Literal\[(.*)\]\. Got value: (.+)", message):
+        return f"{key} must be one of {found[1]}; got {found[2].strip()!r}."
+    if found := re.fullmatch(r"[^\n]*\n\s*Expected a <class '(\w+)'>\. Got value: (.+)", message):
+        return f"{key} must be of type {found[1]}; got {found[2].strip()!r}."
+    if found := re.search(r"arguments are required: (.+)", message):
+        names = [name.rpartition(".")[2] if name.count(".") < 2 else name for name in found[1].split(", ")]
+        return f"missing: {', '.join('--' + name for name in names)}; see --help."
+    lines = [line.strip(" -") for line in message.splitlines()]
+    causes = [line for line in lines if line and not NOISE.match(line)]
+    if "\n" in message and causes:
         return f"{key}: {causes[0]}" if key else causes[0]
     return " ".join(message.split())
 
 
-def informative(message: str) -> Iterator[str]:
-    """Yield the lines of a message that say why, without those that say which types were tried in vain."""
-    listing = message.partition("Errors:")[2] or message
-    for line in listing.splitlines():
-        line = line.strip(" -")
-        if line and not NOT_THE_CAUSE.match(line) and not line.startswith(("Given value", "Subtypes", "Parser key")):
-            yield line
-
-
 def unknown_option(option: str, text: str) -> str:
-    """Return the message for an option that a class does not have."""
+    """Return the message for an option that a class does not have.
+
+    Args:
+        option: What was typed.
+        text: All that was typed, to see which classes are meant.
+    """
     name = option.lstrip("-").rpartition(".")[2]
-    options: set[str] = set(inspect.signature(L.Trainer.__init__).parameters)
-    for base in BASES.values():
-        for kind in subclasses(base):
-            if re.search(rf"\b{kind.__name__}\b", text):
-                options |= set(inspect.signature(kind.__init__).parameters)
-    options |= {"config", "ckpt_path", "seed_everything", "run_dir", "model", "data", "trainer"}
+    options = {*COMMON_OPTIONS, *inspect.signature(L.Trainer.__init__).parameters}
+    for kind in (kind for base in BASES.values() for kind in subclasses(base)):
+        if re.search(rf"\b{kind.__name__}\b", text):
+            options |= set(inspect.signature(kind.__init__).parameters)
     close = difflib.get_close_matches(name, options - {"self"}, n=3)
     return f"unknown option {option!r}" + (f"; did you mean {' or '.join(close)}?" if close else "; see --help.")
 
 
 def unknown_class(name: str, key: str) -> str:
-    """Return the message for a class that is not there."""
+    """Return the message for a class that is not there: the nearest names, or zoo's own.
+
+    Args:
+        name: What was typed.
+        key: The key of the command line that takes it.
+    """
     bases = [base for end, base in BASES.items() if key.endswith(end)] or list(BASES.values())
-    known = sorted({kind.__name__ for base in bases for kind in subclasses(base) if not inspect.isabstract(kind)})
-    ours = [kind for kind in known if any(is_ours(base, kind) for base in bases)] or known
-    return f"unknown class {name!r}{f' for {key}' if key else ''}; {nearest(name, ours)}"
-
-
-def is_ours(base: type, name: str) -> bool:
-    """Say whether a class of that name belongs to zoo."""
-    return any(kind.__name__ == name and kind.__module__.startswith("zoo.") for kind in subclasses(base))
+    kinds = [kind for base in bases for kind in subclasses(base) if not inspect.isabstract(kind)]
+    known = sorted({kind.__name__ for kind in kinds if not kind.__name__.startswith("_")})
+    ours = sorted({kind.__name__ for kind in kinds if re.match(r"zoo\.(?!cli)", kind.__module__)})
+    advice = nearest(name, known if difflib.get_close_matches(name, known) else ours)
+    return f"unknown class {name!r}{f' for {key}' if key else ''}; {advice}"
 
 
 def subclasses(base: type) -> Iterator[type]:

@@ -8,7 +8,8 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
+from zipfile import is_zipfile
 
 import lightning.pytorch as L
 import torch
@@ -45,6 +46,7 @@ def run(args: Sequence[str]) -> None:
             another kind passes as it is.
     """
     quieten()
+    ZooParser.words = list(args)
     cli = ZooCLI.__new__(ZooCLI)  # known here even if its constructor, which runs everything, fails
     try:
         cli.__init__(with_config_of_checkpoint(list(args)))  # type: ignore[misc]
@@ -83,7 +85,7 @@ def innermost(error: BaseException) -> str:
     """Return the text of the error that a constructor raised, without what the parser wrapped around it."""
     while error.__cause__ is not None and is_parsers(error):
         error = error.__cause__
-    return str(error) or repr(error)
+    return str(error) if str(error) and not isinstance(error, KeyError) else repr(error)
 
 
 def is_parsers(error: BaseException) -> bool:
@@ -117,9 +119,11 @@ def with_config_of_checkpoint(args: list[str]) -> list[str]:
 class ZooParser(LightningArgumentParser):
     """A parser that answers with one line instead of a usage page."""
 
+    words: ClassVar[list[str]] = []  # what was typed; parsers of nested classes know only their part of it
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the reason with the nearest names and leave with code 2."""
-        fail(self.prog.split("]")[-1].strip() or "fit", one_line(message, words_of(sys.argv[1:])))
+        fail(self.words[0], one_line(message, words_of(self.words)))
 
 
 class SaveConfig(SaveConfigCallback):
@@ -264,6 +268,8 @@ class ZooCLI(LightningCLI):
         if fit and not has(Checkpoint) and given["enable_checkpointing"] is not False:
             folder = str(self.run_dir / "checkpoints")
             callbacks.append(ModelCheckpoint(folder, filename="{epoch}", save_last=True, save_on_train_epoch_end=True))
+        if not fit and not has(Checkpoint):
+            kwargs["enable_checkpointing"] = False
         if self.subcommand == "predict" and not has(PredictionTable):
             callbacks.append(PredictionTable(self.run_dir))
         kwargs |= {"callbacks": callbacks, "default_root_dir": str(self.run_dir)}
@@ -317,7 +323,7 @@ def read_hyper_parameters(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"--ckpt_path {path}: there is no such file.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
         hyper_parameters = dict(checkpoint.get("hyper_parameters", {}))
         checkpoint["state_dict"]
     except Exception as error:  # pickle, zip, key and type errors: whatever the file is, it is not ours
