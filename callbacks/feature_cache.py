@@ -20,8 +20,8 @@ class FeatureCache(Callback):
     them once, and the numbers are the same. The outputs are kept on the CPU: 4 D bytes an image for D features.
 
     It serves any module whose part takes the batch's images and returns one tensor. It relies on evaluation
-    batches being the same ones each time, by loader and position, and checks it: the part must be frozen and unchanged, the
-    datamodule must say ``fixed_evaluation`` (or ``fixed=True`` says it in its place), and some pixels of each batch
+    batches being the same ones each time, by loader and position, and checks it: the part must be frozen and unchanged,
+    the datamodule must say ``fixed_evaluation`` (or ``fixed=True`` says it in its place), and some pixels of each batch
     are compared. Whatever does not hold is computed anew.
 
     Args:
@@ -71,7 +71,7 @@ class FeatureCache(Callback):
             self._kept[key] = (pixels.cpu(), features.detach().cpu())
             return features
 
-        network.forward = forward  # type: ignore[method-assign]  # removed in teardown
+        network.forward = forward  # removed in teardown
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget all if the part was changed since."""

@@ -26,7 +26,8 @@ class TaskLoop(Callback):
     ``seed``, ``task``, ``starts_task()`` and ``ends_task()``.
 
     Raises:
-        ValueError: If the datamodule is no stream, or ``max_epochs`` or ``max_steps`` of the Trainer do not fit the stream.
+        ValueError: If the datamodule is no stream, or ``max_epochs`` or ``max_steps`` of the Trainer do not
+            fit it.
     """
 
     def __init__(self) -> None:

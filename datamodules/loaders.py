@@ -76,7 +76,7 @@ class EpochLoader(DataLoader[Any]):
         if isinstance(self.sampler, ShardSampler):
             self.sampler.set_epoch(epoch)
         rank = getattr(self.sampler, "rank", 0)
-        self.generator.manual_seed(mix_seeds(self.seed, epoch, rank))  # type: ignore[union-attr]  # made in __init__
+        self.generator.manual_seed(mix_seeds(self.seed, epoch, rank))
         return super().__iter__()
 
 
@@ -119,8 +119,8 @@ def equal_steps_batch_size(num_samples: int, batch_size: int, world_size: int) -
     """Return the largest batch size for which unpadded shares of a data set take the same number of steps everywhere.
 
     Collective calls (gradients, buffers) happen once a step, so a process with one step more would wait for ever.
-    Shares differ by at most one sample; only when the smaller one is a multiple of the batch size do the numbers of steps
-    differ, and then a slightly smaller batch cures it.
+    Shares differ by at most one sample; only when the smaller one is a multiple of the batch size do the numbers of
+    steps differ, and then a slightly smaller batch cures it.
 
     Args:
         num_samples: Size of the data set.

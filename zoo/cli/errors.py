@@ -4,6 +4,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import lightning.pytorch as L
 import torch
@@ -66,7 +67,7 @@ def unknown_option(option: str, text: str) -> str:
     options = {*COMMON_OPTIONS, *inspect.signature(L.Trainer.__init__).parameters}
     for kind in (kind for base in BASES.values() for kind in subclasses(base)):
         if re.search(rf"\b{kind.__name__}\b", text):
-            options |= set(inspect.signature(kind.__init__).parameters)
+            options |= set(inspect.signature(kind).parameters)
     close = difflib.get_close_matches(name, options - {"self"}, n=3)
     return f"unknown option {option!r}" + (f"; did you mean {' or '.join(close)}?" if close else "; see --help.")
 
@@ -86,7 +87,7 @@ def unknown_class(name: str, key: str) -> str:
     return f"unknown class {name!r}{f' for {key}' if key else ''}; {advice}"
 
 
-def subclasses(base: type) -> Iterator[type]:
+def subclasses(base: type) -> Iterator[Any]:
     """Yield all classes that derive from one."""
     for kind in base.__subclasses__():
         yield kind

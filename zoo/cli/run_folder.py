@@ -27,7 +27,7 @@ def new_run(recipe: str, runs: Path = RUNS) -> Path:
     parent = runs / recipe
     numbers = [int(path.name) for path in parent.glob("*") if path.name.isdigit()]
     folder = parent / str(max(numbers, default=-1) + 1)
-    if rank_zero_only.rank == 0:
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning sets it when it is imported
         folder.mkdir(parents=True)
     return folder
 

@@ -43,7 +43,7 @@ class StreamLearner(L.LightningModule):
         """Log the accuracies of the split that was measured."""
         if self.trainer.sanity_checking:
             return
-        split = "test" if self.trainer.testing else getattr(self.trainer.datamodule, "evaluate", "val")
+        split = "test" if self.trainer.testing else getattr(self.datamodule, "evaluate", "val")
         # Equal on all processes after the metric's own reduction; sync_dist only tells Lightning so.
         self.log_dict(
             {f"{split}/{name}": value for name, value in self.task_accuracy.compute().items()}, sync_dist=True
@@ -55,10 +55,15 @@ class StreamLearner(L.LightningModule):
         self.on_validation_epoch_end()
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Return ``scores`` (B, C), the best ``label`` (B,) and its ``class_name``, of images with or without labels."""
+        """Return ``scores`` (B, C), the best ``label`` (B,) and its ``class_name``, of images."""
         scores = self(batch if isinstance(batch, Tensor) else batch[0])
         labels = scores.argmax(dim=1)
         return {"scores": scores, "label": labels, "class_name": [self.name_of(label) for label in labels.tolist()]}
+
+    @property
+    def datamodule(self) -> Any:
+        """The datamodule that the Trainer was given, or None."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]  # set by fit, validate, test and predict
 
     def name_of(self, label: int) -> str:
         """Return the name of a label."""
@@ -66,7 +71,7 @@ class StreamLearner(L.LightningModule):
 
     def known_classes(self, index: int) -> range | None:
         """Return the classes of a task, or None where all tasks share them or nobody says."""
-        tasks = getattr(self.trainer.datamodule, "tasks", None)
+        tasks = getattr(self.datamodule, "tasks", None)
         if tasks is None or all(task.classes == tasks[0].classes for task in tasks):
             return None
         classes: range = tasks[index].classes

@@ -58,7 +58,8 @@ class NMC(StreamLearner):
 
     Source:
         Janson et al., "A Simple Baseline that Questions the Use of Pretrained-Models in Continual Learning", NeurIPS
-        2022 Workshop. ``"cosine"``: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models", IJCV 2024.
+        2022 Workshop. ``"cosine"``: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models", IJCV
+        2024.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class NMC(StreamLearner):
         self.save_backbone = not can_be_rebuilt if save_backbone is None else save_backbone
         self.backbone = backbone
         freeze(self.backbone)
-        self.means = ClassMeans(num_classes, int(backbone.num_features))
+        self.means = ClassMeans(num_classes, int(backbone.num_features))  # type: ignore[arg-type]  # an int, see Args
         # Lightning refuses DDP, and never writes a checkpoint, for a module that trains nothing.
         self.dummy = nn.Parameter(torch.zeros(()))
         # Plain tensors, no buffers: DDP copies the first process's buffers over those of the others at each step.

@@ -14,7 +14,7 @@ class Task(NamedTuple):
         steps_per_epoch: Batches per pass and process, the same on every process.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs of a task
     classes: range
     epochs: int
     steps_per_epoch: int

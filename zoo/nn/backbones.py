@@ -97,7 +97,7 @@ def create_backbone(
         ) from error
     if pretrained == "offline" and checkpoint_path is None:
         load_offline_weights(model, name)
-    config = model.pretrained_cfg
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]  # a dict on every timm model
     return Backbone(model, mean or config["mean"], std or config["std"])
 
 

@@ -33,7 +33,7 @@ class ClassMeans(nn.Module):
         # `.to(dtype)`, which the true-half precision plugins call, casts every floating buffer. The integer count is
         # moved and never cast, so it tells the device. MPS has no float64: the sum stays on the CPU there.
         kept = self.sum
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.sum = kept if self.count.device.type == "mps" else kept.to(self.count.device)
         return self
 
