@@ -1,0 +1,182 @@
+"""Every recipe: built as it stands, and run for two steps on a synthetic twin of its data. A new file needs no test.
+
+What a file cannot say stands in two tables below: the smallest sibling of a family of backbones, and how many classes a
+folder of images would hold.
+"""
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from timm import create_model
+
+from zoo.cli.lightning import ZooCLI, run
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "claims")
+
+# The beginning of a timm name, and the smallest network of that family.
+SIBLINGS = {
+    "convnext": "test_convnext",
+    "efficientnet": "test_efficientnet",
+    "resnet": "test_resnet",
+    "test_": "test_efficientnet",
+    "tf_efficientnet": "test_efficientnet",
+    "vit": "test_vit",
+}
+
+# Recipe, and the number of class folders below the ``root`` of its source.
+FOLDERS = {"simplecil_imagenet_r": 200}
+
+ON_THIS_MACHINE = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+TWO_STEPS = [
+    *ON_THIS_MACHINE,
+    *("--trainer.strategy", "auto", "--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false"),
+    *("--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
+    *("--trainer.limit_test_batches", "1", "--trainer.limit_predict_batches", "1"),
+]
+
+
+class Built(Exception):  # noqa: N818  # no error: it carries out what was built
+    """Leave the command line before it runs anything."""
+
+    def __init__(self, cli: ZooCLI) -> None:
+        super().__init__("built")
+        self.cli = cli
+
+
+class BuildOnly(ZooCLI):
+    """The command line up to the moment in which training would begin."""
+
+    def before_fit(self) -> None:
+        raise Built(self)
+
+
+def empty_network(name: str, pretrained: bool = False, checkpoint_path: str = "", **kwargs: Any) -> torch.nn.Module:
+    """Stand in for ``timm.create_model``: the network itself, without memory and without weights."""
+    try:
+        with torch.device("meta"):
+            return create_model(name, **kwargs)
+    except (RuntimeError, NotImplementedError):  # older releases of timm read numbers back while they build
+        return create_model(name, **kwargs)
+
+
+def small_network(name: str, pretrained: bool = False, checkpoint_path: str = "", **kwargs: Any) -> torch.nn.Module:
+    """Stand in for ``timm.create_model``: the smallest network of the same family, for images of the same size."""
+    prefixes = [prefix for prefix in SIBLINGS if name.startswith(prefix)]
+    assert prefixes, f"{name} has no sibling: add its family to SIBLINGS"
+    sibling = SIBLINGS[max(prefixes, key=len)]
+    if sibling == "test_vit":
+        config = timm.get_pretrained_cfg(name)
+        kwargs.setdefault("img_size", config.input_size[-1])
+    return create_model(sibling, **kwargs)
+
+
+def build(recipe: Path) -> ZooCLI:
+    """Parse a recipe and make all that it names, as ``zoo fit --config`` does."""
+    make_folders(recipe)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", empty_network)
+        with pytest.raises(Built) as stop:
+            BuildOnly(["fit", "--config", str(recipe), "--run_dir", "built", *ON_THIS_MACHINE])
+    return stop.value.cli
+
+
+def make_folders(recipe: Path) -> None:
+    """Make the empty class folders that a source of image folders lists when it is made."""
+    source = yaml.safe_load(recipe.read_text())["data"].get("init_args", {}).get("source", {})
+    if isinstance(source, dict) and source["class_path"].rpartition(".")[2] == "ImageFolders":
+        arguments = source["init_args"]
+        for split in (arguments.get("train", ""), arguments.get("test", "")):
+            for label in range(FOLDERS[recipe.stem]):
+                (Path(arguments["root"]) / split / f"class{label:03d}").mkdir(parents=True, exist_ok=True)
+
+
+def twin(cli: ZooCLI) -> list[str]:
+    """Return the options that make a run small: as many synthetic classes and domains, batches of two, one epoch."""
+    config, source = cli.config["fit"], cli.datamodule.source
+    options = [
+        *("--data.source", "Synthetic", "--data.source.num_classes", str(cli.datamodule.num_classes)),
+        *("--data.source.num_domains", str(max(1, len(source.domain_names))), "--data.batch_size", "2"),
+        *("--data.num_workers", "0"),
+    ]
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    if "pretrained" in model:
+        options += ["--model.pretrained", "false"]
+    if model.get("checkpoint_path") is not None:
+        options += ["--model.checkpoint_path", "null"]
+    if data.get("num_tasks") is not None:
+        options += ["--data.num_tasks", "2"]
+    return [
+        *options,
+        *(("--data.epochs_per_task", "1") if "epochs_per_task" in data else ("--trainer.max_epochs", "1")),
+    ]
+
+
+def last_values(table: Path) -> dict[str, float]:
+    """Return the last value of each column of a table of metrics."""
+    with table.open(newline="") as file:
+        return {name: float(value) for row in csv.DictReader(file) for name, value in row.items() if value}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Write runs into a temporary folder, and show errors in full."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_TRACEBACK", "1")
+
+
+def test_there_are_recipes() -> None:
+    assert RECIPES
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_head_comment_says_what_it_is_and_what_it_reproduces(recipe: Path) -> None:
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    head = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    assert head, "the file has no head comment"
+    assert re.match(r"# \S.{15,}", head[0]), "the first line describes the recipe in `zoo list configs`"
+    text = " ".join(line.lstrip("# ") for line in head)
+    assert re.search(r"\bpaper\b.*\b(19|20)\d\d\b", text, re.IGNORECASE), "the paper is not named with its year"
+    assert re.search(r"\b(table|abstract|offline)\b", text, re.IGNORECASE), "neither the paper's table nor `offline`"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")  # weights of a wheel into an empty network
+def test_recipe_is_built_as_it_stands(recipe: Path) -> None:
+    cli = build(recipe)
+    written = yaml.safe_load(recipe.read_text())
+    for part, built in (("model", cli.model), ("data", cli.datamodule)):
+        assert type(built).__name__ == written[part]["class_path"].rpartition(".")[2]
+    if "num_classes" in cli.model.hparams and "num_classes" not in written["model"].get("init_args", {}):
+        assert cli.model.hparams["num_classes"] == cli.datamodule.num_classes
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+def test_recipe_runs_two_steps_on_its_synthetic_twin(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli = build(recipe)
+    monkeypatch.setattr(timm, "create_model", small_network)
+    options = ["--config", str(recipe), *twin(cli), *TWO_STEPS]
+    run(["fit", *options])
+    run(["test", *options, "--ckpt_path", "last"])
+    run(["predict", *options, "--ckpt_path", "last"])
+
+    folder = Path("runs", recipe.stem, "0")
+    fitted, tested = last_values(folder / "metrics.csv"), last_values(folder / "test" / "metrics.csv")
+    accuracies = {name: value for name, value in tested.items() if name.startswith("test/") and "acc" in name}
+    assert accuracies
+    assert all(0 <= value <= 1 for value in accuracies.values())
+    # What fit measured on the same images at its end; a loss of anything in the checkpoint shows here.
+    assert {name: fitted[name] for name in accuracies if name in fitted} == {
+        name: value for name, value in accuracies.items() if name in fitted
+    }
+    with (folder / "predict" / "predictions.csv").open(newline="") as file:
+        predictions = list(csv.DictReader(file))
+    assert [row["image"] for row in predictions] == ["0", "1"]  # one batch of two
+    assert all(0 <= int(row["label"]) < cli.datamodule.num_classes for row in predictions)
