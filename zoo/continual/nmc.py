@@ -13,20 +13,18 @@ official scripts feed pixels in [0, 1] without the mean and std that the weights
 std=[1, 1, 1]`` reproduces.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from zoo.continual.learner import StreamLearner
-from zoo.functional import Task
-from zoo.nn import ClassMeans, check_state, create_backbone, drop_part, freeze, linear_from_means, restore_part
+from zoo.continual.frozen_backbone import FrozenBackboneLearner
+from zoo.nn import ClassMeans, linear_from_means
 from zoo.nn.class_means import Rule
 
 
-class NMC(StreamLearner):
+class NMC(FrozenBackboneLearner):
     """Nearest mean classifier over a frozen network.
 
     It needs one pass over images that are not augmented; no task identity, no stored image, no gradient. Under several
@@ -74,38 +72,19 @@ class NMC(StreamLearner):
         class_names: list[str] | None = None,
         save_backbone: bool | None = None,
     ) -> None:
-        super().__init__(class_names)
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes} must be at least 1.")
         if rule not in ("euclidean", "euclidean_raw", "cosine"):
             raise ValueError(f"rule={rule!r} must be 'euclidean', 'euclidean_raw' or 'cosine'.")
+        normalize = rule == "euclidean"  # the paper's: what is summed are features of unit length
+        super().__init__(
+            num_classes, backbone, normalize, pretrained, checkpoint_path, mean, std, class_names, save_backbone
+        )
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
-        if isinstance(backbone, str):
-            can_be_rebuilt = bool(pretrained) or checkpoint_path is not None
-            backbone = create_backbone(backbone, pretrained, checkpoint_path, mean, std)
-        else:
-            can_be_rebuilt = False
         self.rule: Rule = rule
-        self.save_backbone = not can_be_rebuilt if save_backbone is None else save_backbone
-        self.backbone = backbone
-        freeze(self.backbone)
-        self.means = ClassMeans(num_classes, int(backbone.num_features))  # type: ignore[arg-type]  # an int, see Args
-        # Lightning refuses DDP, and never writes a checkpoint, for a module that trains nothing.
-        self.dummy = nn.Parameter(torch.zeros(()))
-        # Plain tensors, no buffers: DDP copies the first process's buffers over those of the others at each step.
-        self._pending: tuple[Tensor, Tensor] | None = None
-        self._in_stream = False
+        self.means = ClassMeans(num_classes, self.num_features)
 
     # The classifier -------------------------------------------------------------------------------------------------
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return what is summed: features of shape (B, D), float32, of unit length for the paper's rule."""
-        with torch.no_grad():
-            features = self.backbone(images).float()  # before the norm: float16 squares overflow
-        if not torch.isfinite(features).all():
-            where = "the images" if not torch.isfinite(images).all() else "the backbone; try precision='32-true'"
-            raise ValueError(f"Features are not finite: look at {where}.")
-        return F.normalize(features, dim=1) if self.rule == "euclidean" else features
 
     def forward(self, images: Tensor) -> Tensor:
         """Return scores of shape (B, C), float32, of images in [0, 1].
@@ -148,7 +127,7 @@ class NMC(StreamLearner):
     def update(self, images: Tensor, labels: Tensor) -> None:
         """Learn from a batch at once, without a Trainer: a new class, or more images of a known one."""
         features = self.features(images)
-        self.means.merge(*class_sums(features, labels, len(self.means.count)))
+        self.means.merge(*class_sums(features, labels, self.num_classes))
 
     @torch.no_grad()
     def add_class(self, name: str | None = None) -> int:
@@ -157,7 +136,7 @@ class NMC(StreamLearner):
         grown = ClassMeans(label + 1, num_features).to(self.means.count.device)
         grown.sum[:-1], grown.count[:-1] = self.means.sum, self.means.count
         self.means = grown
-        self.hparams["num_classes"] = label + 1
+        self.num_classes = self.hparams["num_classes"] = label + 1
         if self.class_names is not None:
             self.class_names.append(name or str(label))
             self.hparams["class_names"] = self.class_names
@@ -176,90 +155,19 @@ class NMC(StreamLearner):
         """
         self.means.subtract(self.features(images), labels)
 
-    # The stream -----------------------------------------------------------------------------------------------------
+    # One pass -------------------------------------------------------------------------------------------------------
 
-    def train(self, mode: bool = True) -> "NMC":
-        """Keep the backbone in evaluation mode: no dropout, no batch statistics."""
-        super().train(mode)
-        self.backbone.eval()
-        return self
-
-    def on_fit_start(self) -> None:
-        """Start outside of a stream, until somebody calls :meth:`on_task_start`."""
-        self._in_stream, self._pending = False, None
-
-    def on_task_start(self, task: Task) -> None:
-        """Check that the task is passed once."""
-        self._in_stream = True
-        if task.epochs != 1:
-            raise ValueError(f"NMC takes one pass over a task, got epochs={task.epochs}; set epochs_per_task=1.")
-
-    def on_train_epoch_start(self) -> None:
-        """Check that nothing is counted twice, and start the sums of the task or epoch."""
-        if not self._in_stream and self.trainer.max_epochs != 1:
-            raise ValueError(
-                f"NMC takes one pass over the data, got max_epochs={self.trainer.max_epochs}; use max_epochs=1."
-            )
-        loader: Any = self.trainer.train_dataloader
-        uneven = self.trainer.world_size > 1 and len(loader.dataset) % self.trainer.world_size
-        if uneven and getattr(loader.sampler, "pad", True):
-            raise ValueError(
-                "The sampler repeats images so that all processes have the same number, and NMC would count them "
-                "twice: set pad=False of the datamodule."
-            )
-        self._pending = None
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def collect(self, features: Tensor, labels: Tensor) -> None:
         """Add a batch's features to the sums of their classes."""
-        images, labels = batch
-        low, high = labels.aminmax()
-        if low < 0 or high >= len(self.means.count):
-            raise ValueError(f"Labels {int(low)} to {int(high)} do not fit num_classes={len(self.means.count)}.")
-        sums, counts = class_sums(self.features(images), labels, len(self.means.count))
-        if self._pending is not None:
-            sums, counts = sums + self._pending[0], counts + self._pending[1]
-        self._pending = (sums, counts)
-        return self.dummy * 0.0
+        sums, counts = class_sums(features, labels, self.num_classes)
+        if self._collected:
+            sums, counts = sums + self._collected[0], counts + self._collected[1]
+        self._collected = [sums, counts]
 
-    def on_task_end(self, task: Task) -> None:
-        """Add the sums of all processes to the means, before the task is measured."""
-        self.fold()
-
-    def on_validation_start(self) -> None:
-        """Fold outside of a stream, where nobody calls :meth:`on_task_end`."""
-        self.fold()
-
-    def on_train_end(self) -> None:
-        """Fold outside of a stream that has no validation."""
-        self.fold()
-
-    def fold(self) -> None:
-        """Add what this epoch summed, over all processes, to the means; twice adds nothing."""
-        if self._pending is not None:
-            sums, counts = (self.trainer.strategy.reduce(part, reduce_op="sum") for part in self._pending)
-            self.means.merge(sums, counts)
-            self._pending = None
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return an optimizer that changes nothing."""
-        return torch.optim.SGD([self.dummy], lr=0.0)
-
-    # Checkpoints ----------------------------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the backbone if it can be rebuilt."""
-        if not self.save_backbone:
-            drop_part(checkpoint["state_dict"], "backbone.")
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint fits.
-
-        Raises:
-            ValueError: If it has another number of classes or features, or belongs to another class.
-        """
-        if not self.save_backbone:
-            restore_part(self, checkpoint["state_dict"], "backbone.")
-        check_state(self, checkpoint["state_dict"])
+    def learn(self, collected: list[Tensor]) -> None:
+        """Add the sums and counts of all processes to the means."""
+        sums, counts = (self.trainer.strategy.reduce(part, reduce_op="sum") for part in collected)
+        self.means.merge(sums, counts)
 
 
 def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
