@@ -12,6 +12,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import zoo
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -154,10 +157,8 @@ def lend_dependencies(bin: Path) -> None:
 
 def check_installed(bin: Path, project: Path) -> Path:
     """Import and run zoo beside a project's own packages; return the folder zoo was imported from."""
-    from zoo import __version__
-
     package = Path(run(bin / "python", "-c", IMPORT_BOTH, cwd=project).strip()).parent
-    assert run(bin / "zoo", "--version", cwd=project) == f"zoo {__version__}\n"
+    assert run(bin / "zoo", "--version", cwd=project) == f"zoo {zoo.__version__}\n"
     listed = run(bin / "zoo", "list", cwd=project)
     assert all(f"  {name} " in listed for name in ("NMC", "ClassIncrementalDataModule", "Digits", "TaskLoop"))
     run(bin / "python", "-m", "zoo", "fit", *TINY_FIT, cwd=project)
@@ -204,3 +205,10 @@ def test_the_folders_at_the_top_say_how_they_are_imported(name: str) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: Import zoo.{name}, not {name}."
+
+
+def test_citation_and_changelog_know_the_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == zoo.__version__
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{zoo.__version__}]" in changelog or f"The first release will be {zoo.__version__}." in changelog
