@@ -1,6 +1,9 @@
 """What all tests share: one thread less noise, seeds, and a stream small enough to run in a second."""
 
 import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never asks the network; read when timm is imported
+
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +18,6 @@ from zoo.callbacks import TaskLoop
 from zoo.datamodules import ClassIncrementalDataModule
 from zoo.datamodules.sources import Synthetic
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never asks the network
 torch.set_num_threads(2)
 
 

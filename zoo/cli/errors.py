@@ -80,14 +80,16 @@ def unknown_class(name: str, key: str) -> str:
         key: The key of the command line that takes it.
     """
     bases = [base for end, base in BASES.items() if key.endswith(end)] or list(BASES.values())
-    kinds = [kind for base in bases for kind in subclasses(base) if not getattr(kind, "__abstractmethods__", None)]
+    kinds: list[Any] = [
+        kind for base in bases for kind in subclasses(base) if not getattr(kind, "__abstractmethods__", None)
+    ]
     known = sorted({kind.__name__ for kind in kinds if not kind.__name__.startswith("_")})
     ours = sorted({kind.__name__ for kind in kinds if re.match(r"zoo\.(?!cli)", kind.__module__)})
     advice = nearest(name, known if difflib.get_close_matches(name, known) else ours)
     return f"unknown class {name!r}{f' for {key}' if key else ''}; {advice}"
 
 
-def subclasses(base: type) -> Iterator[Any]:
+def subclasses(base: Any) -> Iterator[Any]:
     """Yield all classes that derive from one."""
     for kind in base.__subclasses__():
         yield kind
