@@ -1,6 +1,7 @@
 """What zoo has: names, one line and the paper of each, read from the source text so that nothing heavy is imported."""
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -43,7 +44,7 @@ def entries(kind: str) -> list[Entry]:
         kind: A key of ``KINDS``.
     """
     if kind == "configs":
-        return [Entry(recipe_name(path), _head_comment(path), "-") for path in recipes()]
+        return [Entry(recipe_name(path), *_head_comment(path)) for path in recipes()]
     return sorted(_class_entries(PACKAGE / KINDS[kind]))
 
 
@@ -78,10 +79,12 @@ def find_recipe(name: str) -> Path:
     raise CommandError(f"no recipe is named {name}; {nearest(wanted, names)}")
 
 
-def _head_comment(path: Path) -> str:
-    """Return the first line of a recipe's head comment."""
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ").strip() if first.startswith("#") else ""
+def _head_comment(path: Path) -> tuple[str, str]:
+    """Return the first line of a recipe's head comment, and the citation behind ``Paper:`` or a dash."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    text = [line.lstrip("# ").strip() for line in lines]
+    paper = re.search(r"Paper: ([^;]+)", " ".join(text))
+    return text[0] if text else "", first_sentence(paper[1]) if paper else "-"
 
 
 def _class_entries(package: Path) -> Iterator[Entry]:
@@ -161,6 +164,10 @@ def citation(docstring: str) -> str:
     section = re.search(r"^Source:[ \t]*\n((?:[ \t]+\S.*\n?)+)", docstring + "\n", re.MULTILINE)
     if section is None:
         return ""
-    text = " ".join(section[1].split())
+    return first_sentence(" ".join(section[1].split()))
+
+
+def first_sentence(text: str) -> str:
+    """Return a text up to its first full stop or address."""
     # A full stop after "al" or an initial does not end the sentence; an address is not for reading.
     return re.split(r"(?<!\bal)(?<!\b[A-Z])\.(?=\s|$)|,? \(?https?://", text, maxsplit=1)[0]
