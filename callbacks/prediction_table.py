@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
@@ -16,8 +17,8 @@ class PredictionTable(BasePredictionWriter):
     """Write ``predictions.csv`` after ``trainer.predict``: one row an image, in the order of the data.
 
     It expects ``predict_step`` to return a dict of sequences or tensors, one entry an image, such as ``label`` and
-    ``class_name``; entries with more than one number an image (scores) are left out. Under several processes each
-    writes its share, ``predictions-<rank>.csv``; the column ``image`` is the position in the data.
+    ``class_name``; entries with more than one number an image (scores) are left out. The column ``image`` is the
+    position in the data. Under several processes the first one writes the rows of all.
 
     Args:
         folder: Where to write.
@@ -34,7 +35,7 @@ class PredictionTable(BasePredictionWriter):
         predictions: Sequence[Any],
         batch_indices: Sequence[Any],
     ) -> None:
-        """Write the table."""
+        """Gather and write the table."""
         rows: list[dict[str, Any]] = []
         positions = [position for batch in _flat(batch_indices) for position in batch]
         for batch in predictions:
@@ -42,12 +43,17 @@ class PredictionTable(BasePredictionWriter):
             columns = {name: values for name, values in columns.items() if values is not None}
             rows += [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         table = [{"image": position, **row} for position, row in zip(positions, rows, strict=False)]
+        if trainer.world_size > 1:
+            shares: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(shares, table)
+            table = sorted((row for share in shares for row in share), key=lambda row: int(row["image"]))
+        if not trainer.is_global_zero:
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, list(table[0]) if table else ["image"])
         writer.writeheader()
         writer.writerows(table)
-        name = "predictions.csv" if trainer.world_size == 1 else f"predictions-{trainer.global_rank}.csv"
-        write_atomically(self.folder / name, text.getvalue())
+        write_atomically(self.folder / "predictions.csv", text.getvalue())
 
 
 def _column(values: Any) -> list[Any] | None:

@@ -12,7 +12,8 @@ def mix_seeds(*key: int) -> int:
     Args:
         *key: Non-negative integers, for instance a seed, an epoch and a process.
     """
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
+    # numpy fills short keys up with zeros: the length keeps (1,) and (1, 0) apart.
+    return int(np.random.SeedSequence((len(key), *key)).generate_state(1)[0])
 
 
 def seed_all(*key: int) -> None:
