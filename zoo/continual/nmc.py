@@ -106,9 +106,7 @@ class NMC(FrozenBackboneLearner):
             centre = means[seen.to(means.device)].mean(dim=0)
             features, means = features - centre.to(features), means - centre
         weight, bias = (part.to(features) for part in linear_from_means(means, self.rule))
-        with torch.autocast(
-            features.device.type, enabled=False
-        ):  # neighbours may differ by less than bfloat16 resolves
+        with torch.autocast(features.device.type, enabled=False):  # bfloat16 would not tell neighbours apart
             return F.linear(features, weight, bias).masked_fill(~seen, -torch.inf)
 
     def to_linear(self) -> nn.Linear:
