@@ -92,7 +92,7 @@ def test_stream_of_one_task_gives_what_scikit_learn_gives(
 def test_works_without_a_stream(digits, trainer, pixels) -> None:
     probes = [zoo.LinearProbe(10, pixels, regularization=1e-2) for _ in range(2)]
     trainer().fit(probes[0], digits)
-    plain = ClassificationDataModule(Digits(), batch_size=100)
+    plain = ClassificationDataModule(Digits(), batch_size=100, evaluate="test")
     fit = L.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
