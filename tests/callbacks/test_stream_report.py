@@ -15,16 +15,8 @@ from rich.console import Console
 from torch.utils.data import DataLoader, TensorDataset
 
 from zoo.callbacks.stream_figures import draw_curve, draw_matrix, to_png
-from zoo.callbacks.stream_report import (
-    StreamReport,
-    build_table,
-    compile_pattern,
-    pooled,
-    read_row,
-    sizes_of,
-    summarise,
-    to_plain,
-)
+from zoo.callbacks.stream_report import StreamReport, to_plain
+from zoo.callbacks.stream_tables import build_table, compile_pattern, pooled, read_row, sizes_of, summarise
 
 NAN = float("nan")
 # Fractions after each task; what a fake module logs. All are exact in float32.

@@ -7,17 +7,16 @@ import shutil
 import subprocess
 from importlib import metadata
 
+from zoo import functional
 from zoo.cli.catalogue import PACKAGE
 
 DISTRIBUTION = "lightning-zoo"
-NAMED = (DISTRIBUTION, "torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy")
 CODE = ("zoo", "datamodules", "callbacks", "configs")  # what can change a number
 
 
 def versions() -> str:
-    """Return Python's version and those of the packages that can change a number most."""
-    found = {name: _version(name) for name in NAMED}
-    return ", ".join([f"python {platform.python_version()}", *(f"{k} {v}" for k, v in found.items() if v)])
+    """Return the versions of Python and of the packages that can change a number most, in one line."""
+    return ", ".join(f"{name} {version}" for name, version in functional.versions().items())
 
 
 def constraints() -> str:
@@ -82,10 +81,3 @@ def _git(*arguments: str) -> str | None:
     except OSError:
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""

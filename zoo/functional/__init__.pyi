@@ -1,5 +1,6 @@
 from .files import write_atomically
+from .provenance import git_commit, versions
 from .seeds import mix_seeds, seed_all
 from .tasks import Task
 
-__all__ = ["Task", "mix_seeds", "seed_all", "write_atomically"]
+__all__ = ["Task", "git_commit", "mix_seeds", "seed_all", "versions", "write_atomically"]
