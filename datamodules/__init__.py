@@ -3,7 +3,9 @@
 if __name__ == "datamodules":
     raise ModuleNotFoundError("Import zoo.datamodules, not datamodules.")
 
+from zoo.datamodules.class_incremental import ClassIncrementalDataModule
 from zoo.datamodules.classification import ClassificationDataModule
-from zoo.datamodules.streams import ClassIncrementalDataModule, DomainIncrementalDataModule, TaskStream
+from zoo.datamodules.domain_incremental import DomainIncrementalDataModule
+from zoo.datamodules.streams import TaskStream
 
 __all__ = ["ClassIncrementalDataModule", "ClassificationDataModule", "DomainIncrementalDataModule", "TaskStream"]
