@@ -54,6 +54,10 @@ class Data(L.LightningDataModule):
     def train_dataloader(self):
         return DataLoader(TensorDataset(torch.rand(4, 2)))
 
+class Wide(Module):
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+
 class Say(L.Callback):
     def on_fit_start(self, trainer, pl_module):
         print("hello", type(pl_module).__name__, dict(pl_module.hparams))
@@ -132,6 +136,14 @@ def test_short_names_without_a_recipe(folder) -> None:
         "--trainer.enable_progress_bar false"
     )
     assert json.loads((folder / "runs/nmc/0/results.json").read_text())["class_incremental"]["average_accuracy"] >= 0
+
+
+@pytest.mark.parametrize("name", ["NMC", "LinearProbe"])
+def test_short_name_in_a_fresh_process(name) -> None:
+    """In this one, other tests may have imported the class that a short name stands for."""
+    line = [sys.executable, "-m", "zoo", "fit", "--model", name, "--print_config"]
+    printed = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    assert yaml.safe_load(printed)["model"]["class_path"] == f"zoo.{name}"
 
 
 def test_print_config(folder, capsys) -> None:
@@ -255,6 +267,9 @@ def test_somebody_elses_classes(folder, capsys) -> None:
     zoo_(line + " --model stranger.Module --model.num_classes 4")
     assert "hello Module" in (out := capsys.readouterr().out)
     assert "'num_classes': 4" in out
+    zoo_(line + " --model stranger.Module")  # the data says nothing: the model's own default stays
+    assert "'num_classes': 3" in capsys.readouterr().out
+    assert "Data has no num_classes: give --model.num_classes" in error_of(line + " --model stranger.Wide", capsys)
     zoo_(line + " --model stranger.Narrow")
     assert "num_classes" not in capsys.readouterr().out.split("hello Narrow")[1].split("}")[0]
     sys.path.insert(0, str(folder))

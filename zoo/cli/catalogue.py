@@ -93,12 +93,18 @@ def _class_entries(package: Path) -> Iterator[Entry]:
         if found is None:
             continue
         node, module = found
-        bases = {ast.unparse(base) for base in node.bases}
-        if bases & {"ABC", "Protocol"}:  # a contract, not something one can choose
+        if _is_contract(node):  # not something one can choose
             continue
         docstring = ast.get_docstring(node) or ""
         paper = citation(docstring) or citation(ast.get_docstring(module) or "") or "-"
         yield Entry(name, docstring.partition("\n")[0], paper)
+
+
+def _is_contract(node: ast.ClassDef) -> bool:
+    """Say whether a class is a protocol, or leaves methods to its subclasses."""
+    words = [ast.unparse(base) for base in node.bases]
+    words += [ast.unparse(d) for part in node.body if isinstance(part, ast.FunctionDef) for d in part.decorator_list]
+    return bool({"ABC", "Protocol", "abstractmethod"} & set(words))
 
 
 def _public_names(package: Path) -> list[str]:

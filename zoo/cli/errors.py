@@ -80,13 +80,16 @@ def unknown_class(name: str, key: str) -> str:
         key: The key of the command line that takes it.
     """
     bases = [base for end, base in BASES.items() if key.endswith(end)] or list(BASES.values())
-    kinds: list[Any] = [
-        kind for base in bases for kind in subclasses(base) if not getattr(kind, "__abstractmethods__", None)
-    ]
+    kinds: list[Any] = [kind for base in bases for kind in subclasses(base) if not is_abstract(kind)]
     known = sorted({kind.__name__ for kind in kinds if not kind.__name__.startswith("_")})
     ours = sorted({kind.__name__ for kind in kinds if re.match(r"zoo\.(?!cli)", kind.__module__)})
     advice = nearest(name, known if difflib.get_close_matches(name, known) else ours)
     return f"unknown class {name!r}{f' for {key}' if key else ''}; {advice}"
+
+
+def is_abstract(kind: type) -> bool:
+    """Say whether a class leaves methods to its subclasses, also where Python does not enforce it."""
+    return any(getattr(getattr(kind, name, None), "__isabstractmethod__", False) for name in dir(kind))
 
 
 def subclasses(base: Any) -> Iterator[Any]:

@@ -3,10 +3,12 @@
 import inspect
 import logging
 import os
+import pkgutil
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 from zipfile import is_zipfile
@@ -20,14 +22,14 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import zoo
-import zoo.callbacks
-import zoo.continual
-import zoo.datamodules.sources  # noqa: F401  # short names of classes are those that are imported
 from zoo.callbacks import PredictionTable, StreamProgressBar, StreamReport, TaskLoop
 from zoo.cli.errors import one_line
 from zoo.cli.run_folder import AtomicCheckpointIO, MetricsCSV, last_run, new_run, run_of
 from zoo.datamodules.streams import TaskStream
 from zoo.functional import write_atomically
+
+for _name in zoo.__all__:  # loads them: short names are those of classes that are imported
+    getattr(zoo, _name)
 
 LINKED = ("num_classes", "class_names")  # what a model may take from the data, and nothing else
 TRACEBACK = "ZOO_TRACEBACK"  # environment variable: show all of an error
@@ -165,9 +167,22 @@ class ZooCLI(LightningCLI):
                 parser.link_arguments(
                     "data",
                     f"model.init_args.{name}",
-                    compute_fn=lambda data, name=name: getattr(data, name, None),
+                    compute_fn=partial(self.linked, name),
                     apply_on="instantiate",
                 )
+
+    def linked(self, name: str, data: Any) -> Any:
+        """Return what the data says, or the model's own default where the data says nothing.
+
+        Raises:
+            ValueError: If neither says anything.
+        """
+        if hasattr(data, name):
+            return getattr(data, name)
+        parameters = inspect.signature(pkgutil.resolve_name(self._get(self.config, "model").class_path)).parameters
+        if name in parameters and parameters[name].default is inspect.Parameter.empty:
+            raise ValueError(f"{type(data).__name__} has no {name}: give --model.{name}.")
+        return parameters[name].default if name in parameters else None
 
     def is_given(self, name: str) -> bool:
         """Say whether the user gives a model's argument himself, on the command line or in a configuration."""

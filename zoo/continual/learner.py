@@ -1,5 +1,6 @@
 """Evaluation and prediction, the same for every method that learns a stream."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,10 @@ class StreamLearner(L.LightningModule):
         super().__init__()
         self.class_names = list(class_names) if class_names is not None else None
         self.task_accuracy = TaskAccuracy()
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Return scores of shape (B, C) of images in [0, 1]."""
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the right answers on one task's images."""
