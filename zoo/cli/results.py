@@ -172,7 +172,9 @@ def describe(rule: Rule) -> str:
 def label(metric: str) -> str:
     """Return a metric's name as a table shows it."""
     known = {"wall_time_s": "wall time (s)", "peak_memory_mib": "peak memory (MiB)"}
-    return known.get(metric, metric.rpartition(".")[2].replace("_", " "))
+    group, _, name = metric.replace("_", " ").rpartition(".")
+    # The group tells metrics of one name apart; class-incremental is what is meant where nothing is said.
+    return known.get(metric, f"{name} ({group})" if group not in ("", "class incremental") else name)
 
 
 def state(claim: Claim, records: list[Record]) -> str:
