@@ -111,7 +111,7 @@ def twin(cli: ZooCLI) -> list[str]:
     if model.get("checkpoint_path") is not None:
         options += ["--model.checkpoint_path", "null"]
     if data.get("num_tasks") is not None:
-        options += ["--data.num_tasks", "2"]
+        options += ["--data.num_tasks", str(min(2, data["num_tasks"]))]
     return [
         *options,
         *(("--data.epochs_per_task", "1") if "epochs_per_task" in data else ("--trainer.max_epochs", "1")),
