@@ -1,7 +1,7 @@
 """From a source's images to the batches that every method is promised."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
@@ -12,7 +12,9 @@ from torchvision.transforms import v2
 from zoo.datamodules.sources.images import UNREADABLE
 from zoo.datamodules.sources.source import LabeledImages
 
-Transform = Callable[[Any], Any]
+# In Python any callable will do. The command line takes classes of this type, not any callable: jsonargparse 4.52 and
+# 4.53 write a list of callables into config.yaml as a text that cannot be read back.
+Transform: TypeAlias = v2.Transform
 
 # Transforms that give the same result for the same image. Any other one counts as random.
 FIXED_TRANSFORMS = (

@@ -164,10 +164,10 @@ def test_recipe_runs_two_steps_on_its_synthetic_twin(recipe: Path, monkeypatch: 
     monkeypatch.setattr(timm, "create_model", small_network)
     options = ["--config", str(recipe), *twin(cli), *TWO_STEPS]
     run(["fit", *options])
-    run(["test", *options, "--ckpt_path", "last"])
+    folder = Path("runs", recipe.stem, "0")
+    run(["test", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")])  # with the settings saved in the folder
     run(["predict", *options, "--ckpt_path", "last"])
 
-    folder = Path("runs", recipe.stem, "0")
     fitted, tested = last_values(folder / "metrics.csv"), last_values(folder / "test" / "metrics.csv")
     accuracies = {name: value for name, value in tested.items() if name.startswith("test/") and "acc" in name}
     assert accuracies
