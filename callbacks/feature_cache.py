@@ -38,7 +38,8 @@ class FeatureCache(Callback):
         self.hits = 0  # images that were not computed again
         self._network: nn.Module | None = None
         self._kept: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
-        self._version = -1
+        self._content: list[float] = []
+        self._own_forward: Any = None
         self._batch: tuple[int, int] | None = None
         self._calls = 0
 
@@ -57,6 +58,7 @@ class FeatureCache(Callback):
             rank_zero_info(f"FeatureCache is off: {why}. FeatureCache(fixed=True) switches it on.")
             return
         self._network, original = network, network.forward
+        self._own_forward = vars(network).get("forward")
 
         def forward(images: Tensor) -> Any:
             if self._batch is None:
@@ -75,9 +77,9 @@ class FeatureCache(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget all if the part was changed since."""
-        if self._network is not None and (version := versions(self._network)) != self._version:
+        if self._network is not None and (found := content(self._network)) != self._content:
             self._kept.clear()
-            self._version = version
+            self._content = found
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -102,7 +104,9 @@ class FeatureCache(Callback):
         """Give the part its own forward back and free the features."""
         if self._network is not None:
             vars(self._network).pop("forward", None)
-        self._network, self._batch, self._version = None, None, -1
+            if self._own_forward is not None:
+                self._network.forward = self._own_forward
+        self._network, self._own_forward, self._batch, self._content = None, None, None, []
         self._kept.clear()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -110,6 +114,13 @@ class FeatureCache(Callback):
         self.teardown(trainer, pl_module, "fit")
 
 
-def versions(network: nn.Module) -> int:
-    """Return a number that grows with each change in place of a parameter or buffer."""
-    return sum(tensor._version for tensor in (*network.parameters(), *network.buffers()))
+@torch.no_grad()
+def content(network: nn.Module) -> list[float]:
+    """Return sum and norm of every parameter and buffer: what changes with them, however they are written.
+
+    torch's own version counters miss writes through ``.data``, by which averaged teachers are often updated.
+    """
+    tensors = [tensor.detach().flatten() for tensor in (*network.parameters(), *network.buffers())]
+    sums = [tensor.sum(dtype=torch.float64) for tensor in tensors]
+    norms = [torch.linalg.vector_norm(tensor.float(), dtype=torch.float64) for tensor in tensors]
+    return torch.stack([number.cpu() for number in (*sums, *norms)]).tolist() if tensors else []

@@ -42,10 +42,10 @@ class StreamReport(Callback):
 
     At the end of fit the run's folder holds ``accuracy_matrix.png`` (heat map: accuracy on each task after each task),
     ``accuracy_curve.png`` (all classes seen, and the first task, after each task) and ``results.json`` (settings,
-    versions, commit, the figures of :func:`zoo.metrics.stream_summary`, the matrices, test sizes, wall time; null where
-    something is unknown or undefined). The pictures also go to every logger whose ``experiment`` has ``add_figure``,
-    such as TensorBoard. With ``fast_dev_run`` nothing is written. After ``trainer.validate`` or ``trainer.test`` alone
-    the one row is printed.
+    versions, commits of zoo and of the working folder, the figures of :func:`zoo.metrics.stream_summary`, the matrices,
+    test sizes, wall time; null where something is unknown or undefined). The pictures also go to every logger whose
+    ``experiment`` has ``add_figure``, such as TensorBoard. With ``fast_dev_run`` nothing is written. After
+    ``trainer.validate`` or ``trainer.test`` alone the one row is printed.
 
     Tasks are numbered from 1 in tables and pictures, as people count, and from 0 in names of metrics and in the file.
     Logged accuracies are fractions, all that is shown is percent. Rows are saved in the checkpoint, so that a resumed
@@ -288,7 +288,8 @@ class StreamReport(Callback):
                 "seed": int(seed) if seed else None,
             },
             "versions": versions(),
-            "commit": git_commit(),
+            "commit": git_commit(Path(__file__).parent),
+            "project_commit": git_commit(),
         }
         plain: dict[str, Any] = to_plain(results)
         return plain

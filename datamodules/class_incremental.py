@@ -60,7 +60,7 @@ class ClassIncrementalDataModule(TaskStream):
         train_transform: Transform | list[Transform] | None = None,
         test_transform: Transform | list[Transform] | None = None,
     ) -> None:
-        source = source or Digits()
+        source = source if source is not None else Digits()
         names = list(source.classes)
         if tasks is not None:
             if num_tasks is not None or class_order is not None:
@@ -73,7 +73,9 @@ class ClassIncrementalDataModule(TaskStream):
             num_tasks = 5 if num_tasks is None else num_tasks
             if not 1 <= num_tasks <= len(names):
                 raise ValueError(f"num_tasks={num_tasks} must be between 1 and the number of classes, {len(names)}.")
-            order = class_order or np.random.RandomState(seed).permutation(len(names)).tolist()
+            order = (
+                class_order if class_order is not None else np.random.RandomState(seed).permutation(len(names)).tolist()
+            )
             sizes = [len(part) for part in np.array_split(np.arange(len(names)), num_tasks)]
         check_order(order, len(names))
         super().__init__(

@@ -57,7 +57,7 @@ class DomainIncrementalDataModule(TaskStream):
                 f"{type(source).__name__} has no domains; use a source with domains (CORe50), or a "
                 "class-incremental stream."
             )
-        order = domain_order or list(range(len(source.domain_names)))
+        order = domain_order if domain_order is not None else list(range(len(source.domain_names)))
         if sorted(order) != list(range(len(source.domain_names))):
             raise ValueError(f"domain_order={order} must hold each of 0 to {len(source.domain_names) - 1} once.")
         super().__init__(

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from zoo.functional import mix_seeds, seed_all
 
@@ -67,7 +68,8 @@ class EpochLoader(DataLoader[Any]):
     def __init__(self, dataset: Dataset[Any], seed: int, epoch: Callable[[], int], **kwargs: Any) -> None:
         # Lightning builds a loader anew for predict: from the attributes named as these arguments, and with the
         # arguments that it finds in the first one.
-        super().__init__(dataset, **(kwargs | {"generator": torch.Generator(), "worker_init_fn": seed_worker}))
+        fixed = {"generator": torch.Generator(), "worker_init_fn": seed_worker, "collate_fn": collate}
+        super().__init__(dataset, **(kwargs | fixed))
         self.seed = seed
         self.epoch = epoch
 
@@ -113,6 +115,21 @@ def shard_loader(
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def collate(samples: list[tuple[Tensor, int]]) -> Any:
+    """Make a batch as torch does, with an error that says what to do.
+
+    Raises:
+        ValueError: If the images have different sizes.
+    """
+    sizes = sorted({tuple(image.shape[-2:]) for image, _ in samples if isinstance(image, Tensor)})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"Images of a batch have different sizes, {sizes[0]} and {sizes[-1]}: give height and width "
+            "to the transforms, as in torchvision.transforms.v2.Resize with size [224, 224]."
+        )
+    return default_collate(samples)
 
 
 def equal_steps_batch_size(num_samples: int, batch_size: int, world_size: int) -> int:

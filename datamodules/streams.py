@@ -66,7 +66,7 @@ class TaskStream(L.LightningDataModule):
         test_transform: Transform | Sequence[Transform] | None,
     ) -> None:
         super().__init__()
-        self.source = source or Digits()
+        self.source = source if source is not None else Digits()
         self.num_tasks = num_tasks
         epochs = [epochs_per_task] * num_tasks if isinstance(epochs_per_task, int) else list(epochs_per_task)
         if len(epochs) != num_tasks or min(epochs) < 1:

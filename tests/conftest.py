@@ -20,7 +20,6 @@ from zoo.datamodules import ClassIncrementalDataModule
 from zoo.datamodules.sources import Synthetic
 
 
-
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)

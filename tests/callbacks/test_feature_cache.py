@@ -71,6 +71,43 @@ def test_a_part_that_trains_or_changes_is_computed_anew(stream, trainer) -> None
     assert backbone.forwards == AGAIN
 
 
+@pytest.mark.parametrize("write", ["data.mul_", "data =", "parameter ="])
+def test_every_way_to_change_weights_is_noticed(write, stream, trainer) -> None:
+    class Teacher(nn.Module):
+        num_features = 192
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(192))
+            self.forwards = 0
+
+        def forward(self, images):
+            self.forwards += len(images)
+            return images.flatten(1) * self.scale
+
+    class Average(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args) -> None:
+            part = pl_module.backbone
+            if write == "data.mul_":
+                part.scale.data.mul_(0.5)
+            elif write == "data =":
+                part.scale.data = part.scale.data * 0.5
+            else:
+                part.scale = nn.Parameter(part.scale.data * 0.5, requires_grad=False)
+
+    backbone = Teacher()
+    trainer(FeatureCache(), Average(), num_sanity_val_steps=0).fit(zoo.NMC(6, backbone=backbone), stream())
+    assert backbone.forwards == AGAIN
+
+
+def test_a_forward_of_the_users_is_given_back(stream, trainer, pixels) -> None:
+    own = pixels.forward
+    pixels.forward = lambda images: own(images) * 2.0
+    mine = pixels.forward
+    trainer(FeatureCache()).fit(zoo.NMC(6, backbone=pixels), stream())
+    assert pixels.forward is mine
+
+
 def test_unknown_part(stream, trainer, nmc) -> None:
     with pytest.raises(AttributeError, match="encoder"):
         trainer(FeatureCache("encoder")).fit(nmc, stream())

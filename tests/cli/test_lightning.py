@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lightning.pytorch as L
 import pytest
 import torch
 import yaml
@@ -34,6 +33,18 @@ import lightning.pytorch as L
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from zoo.datamodules.sources import Synthetic
+
+class Broken(Synthetic):
+    def train(self):
+        images = super().train()
+        class Images:
+            targets, samples = images.targets, [("broken.png", 0)] * len(images)
+            def __len__(self):
+                return len(images)
+            def __getitem__(self, index):
+                raise OSError("cut short")
+        return Images()
 
 class Module(L.LightningModule):
     def __init__(self, num_classes: int = 3, width: int = 8):
@@ -62,15 +73,21 @@ class Say(L.Callback):
     def on_fit_start(self, trainer, pl_module):
         print("hello", type(pl_module).__name__, dict(pl_module.hparams))
 
-class Broken(Module):
+class Refuses(Module):
     def __init__(self, width: int = 8):
         raise RuntimeError("the innermost reason")
+
+class Interrupt(L.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == 1:
+            os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
 
 class Kill(L.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.current_epoch == 2 and batch_idx == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 """
+TINY = "fit --config tiny.yaml"
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +104,7 @@ def weights(tmp_path_factory) -> Path:
 def folder(tmp_path, monkeypatch, weights) -> Path:
     """A user's project: a recipe, weights, and modules of his own."""
     (tmp_path / "tiny.yaml").write_text(RECIPE)
+    (tmp_path / "wrong.yaml").write_text("modell: NMC")
     (tmp_path / "weights.pt").symlink_to(weights)
     (tmp_path / "stranger.py").write_text(STRANGER)
     monkeypatch.chdir(tmp_path)
@@ -174,6 +192,35 @@ def test_killed_run_goes_on_in_its_folder_and_ends_the_same(folder) -> None:
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("signal", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_interrupted_run_says_so_to_the_shell_and_goes_on(signal, code, folder) -> None:
+    line = [sys.executable, "-m", "zoo", "fit", "--config", "tiny.yaml", "--trainer.callbacks+=stranger.Interrupt"]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "SIGNAL": signal}
+    stopped = subprocess.run(line, cwd=folder, env=environment, capture_output=True, check=False)
+    assert stopped.returncode == code, stopped.stderr.decode()
+    assert not (folder / "runs/tiny/0/results.json").exists()
+    zoo_("fit --config tiny.yaml --ckpt_path last")
+    saved = torch.load(folder / "runs/tiny/0/checkpoints/last.ckpt", weights_only=True)
+    assert saved["state_dict"]["means.count"].tolist() == [7] * 6
+
+
+def test_mistakes_and_trials_leave_no_folder(folder, capsys) -> None:
+    error_of(TINY + " --model.backbone resnet181", capsys)
+    error_of(TINY + " --trainer.max_epochs 4", capsys)
+    assert not list((folder / "runs").rglob("*.*")) if (folder / "runs").exists() else True
+    zoo_(TINY + " --trainer.fast_dev_run 1")
+    assert not list(folder.rglob("*.ckpt"))
+    message = error_of(TINY + " --ckpt_path last", capsys)
+    assert "no run in runs/tiny" in message
+    zoo_(TINY)
+    assert (folder / "runs/tiny/0/results.json").exists()
+
+
+def test_last_checkpoint_is_kept_beside_those_of_the_user(folder) -> None:
+    zoo_(TINY + " --trainer.callbacks+=ModelCheckpoint")
+    assert (folder / "runs/tiny/0/checkpoints/last.ckpt").exists()
+
+
 def test_evaluation_of_a_checkpoint(folder, capsys) -> None:
     zoo_("fit --config tiny.yaml")
     fit = (folder / "runs/tiny/0/metrics.csv").read_text()
@@ -212,9 +259,6 @@ def test_in_evaluation_the_file_wins(folder, capsys) -> None:
     assert config["model"]["init_args"]["rule"] == "cosine"
 
 
-TINY = "fit --config tiny.yaml"
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -235,9 +279,16 @@ TINY = "fit --config tiny.yaml"
         (TINY + " --ckpt_path last", "no run in runs/tiny has a checkpoints/last.ckpt"),
         (TINY + " --ckpt_path none.ckpt", "none.ckpt: there is no such file"),
         (TINY + " --ckpt_path stranger.py", "stranger.py is no Lightning checkpoint"),
-        ("fit --config none.yaml", "File does not exist"),
+        (TINY + " --ckpt_path none.ckpt --model.rule cosine", "none.ckpt: there is no such file"),
+        ("test --config tiny.yaml --ckpt_path best", "give a file, or last"),
+        ("test --config tiny.yaml", "NMC has seen no class yet: fit it, or load a checkpoint (--ckpt_path)"),
+        ("fit --config none.yaml", "there is no file none.yaml"),
+        ("fit --config nmc_digits.yaml", "zoo configs copy nmc_digits"),
+        ("fit --config wrong.yaml", "unknown option 'modell'; did you mean model?"),
+        (TINY + " --trainer.precision bf17", "got 'bf17'"),
+        (TINY + " --data.source stranger.Broken --data.num_workers 1", "Cannot read broken.png: cut short"),
         ("fit", "missing: --model"),
-        ("fit --model stranger.Broken --data stranger.Data", "the innermost reason"),
+        ("fit --model stranger.Refuses --data stranger.Data", "the innermost reason"),
         ("fit --model stranger.Nobody --data stranger.Data", "has no attribute 'Nobody'"),
         ("fit --model nowhere.Module --data stranger.Data", "No module named 'nowhere'"),
     ],
@@ -249,7 +300,7 @@ def test_a_mistake_is_one_line(line, message, folder, capsys) -> None:
 def test_a_variable_shows_all_of_an_error(folder, monkeypatch) -> None:
     monkeypatch.setenv("ZOO_TRACEBACK", "1")
     with pytest.raises(ValueError, match="the innermost reason") as error:
-        zoo_("fit --model stranger.Broken --data stranger.Data")
+        zoo_("fit --model stranger.Refuses --data stranger.Data")
     assert isinstance(error.value.__cause__, RuntimeError)
 
 
@@ -345,4 +396,3 @@ def test_upstream_method_that_is_overridden_is_still_called() -> None:
     """Lightning offers no public switch for whose settings win; if the method goes, ours must find another place."""
     assert callable(LightningCLI._parse_ckpt_path)
     assert callable(LightningCLI._prepare_subcommand_kwargs)
-    assert L.__version__ >= "2.6"

@@ -112,7 +112,7 @@ def test_unseen_class_never_wins() -> None:
 
 
 def test_no_class_seen_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="seen no class"):
+    with pytest.raises(ValueError, match="seen no class"):
         zoo.NMC(num_classes=3, backbone=Identity())(torch.rand(1, 3))
 
 
@@ -190,6 +190,26 @@ def test_forget_samples_equals_never_seen() -> None:
     torch.testing.assert_close(nmc.means.sum, without.means.sum, atol=1e-12, rtol=0)
     with pytest.raises(ValueError, match="class 2 has 2 samples, but 3"):
         nmc.forget_samples(features[[2, 5, 5]], labels[[2, 5, 5]])
+
+
+def test_labels_that_are_no_class_are_refused() -> None:
+    features, _, _ = example()
+    nmc = fitted("euclidean")
+    for label in (-1, 3):
+        for refuse in (nmc.update, nmc.forget_samples):
+            with pytest.raises(ValueError, match=f"Labels {label} to {label} do not fit num_classes=3"):
+                refuse(features[:1], torch.tensor([label]))
+        with pytest.raises(ValueError, match="do not fit num_classes=3"):
+            nmc.forget_class(label)
+    assert nmc.means.count.tolist() == [3, 3, 2]
+
+
+def test_class_means_can_be_built_without_memory() -> None:
+    with torch.device("meta"):
+        means = ClassMeans(3, 2)
+    means = means.to_empty(device="cpu")
+    assert means.sum.dtype == F64
+    assert means.sum.device.type == "cpu"
 
 
 def test_stream_equals_all_data_at_once(stream, trainer, pixels) -> None:

@@ -114,6 +114,33 @@ def test_normalised_images_are_refused() -> None:
         data.evaluation_set(0, "test")[0]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_of_different_sizes_are_refused(workers) -> None:
+    class Uneven(Synthetic):
+        def train(self):
+            images = super().train()
+
+            class Images:
+                targets = images.targets
+
+                def __len__(self) -> int:
+                    return len(images)
+
+                def __getitem__(self, index):
+                    return torch.zeros(3, 8 + index % 2, 8, dtype=torch.uint8), int(images.targets[index])
+
+            return Images()
+
+    data = ready(ClassIncrementalDataModule(Uneven(num_classes=2), num_tasks=1, num_workers=workers))
+    with pytest.raises(ValueError, match=r"\(8, 8\) and \(9, 8\): give height and width"):
+        list(data.loader(data.train_set(0), shuffle=False, pad=True))
+
+
+def test_empty_order_is_no_default() -> None:
+    with pytest.raises(ValueError, match="are in no task"):
+        ClassIncrementalDataModule(class_order=[])
+
+
 def test_order_follows_from_seed_and_epoch() -> None:
     def labels(seed: int, epoch: int) -> list[int]:
         data = ready(ClassIncrementalDataModule(seed=seed, class_order=list(range(10)), epochs_per_task=5))

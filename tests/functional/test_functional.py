@@ -2,13 +2,14 @@
 
 import os
 import random
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from zoo.functional import Task, mix_seeds, seed_all, write_atomically
+from zoo.functional import Task, git_commit, mix_seeds, seed_all, write_atomically
 
 
 def test_file_is_written_with_its_folder_and_usual_rights(tmp_path) -> None:
@@ -34,6 +35,26 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch) -> None:
         write_atomically(path, "new")
     assert Path(path).read_text() == "good"
     assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_commit_is_that_of_the_folder(tmp_path, monkeypatch) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    assert git_commit(tmp_path) is None
+    git("init")
+    (tmp_path / "code.py").write_text("1")
+    assert git_commit(tmp_path) is None  # nothing tracked
+    git("add", "code.py")
+    git("commit", "-m", "first")
+    (tmp_path / "environment").mkdir()
+    clean = git_commit(tmp_path)
+    assert clean is not None
+    assert len(clean) == 40
+    assert git_commit(tmp_path / "environment") is None  # lies in the repository, and is no part of it
+    (tmp_path / "code.py").write_text("2")
+    assert git_commit(tmp_path) == f"{clean}-dirty"
 
 
 def test_seeds_depend_on_each_number_and_their_order() -> None:

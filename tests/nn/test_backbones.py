@@ -39,6 +39,19 @@ def test_arguments_of_timm() -> None:
     assert create_backbone("test_vit", pretrained=False, img_size=32).eval()(torch.rand(1, 3, 32, 32)).ndim == 2
 
 
+def test_image_size_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"takes images of 224 x 224 pixels, got 32 x 32: add .*Resize"):
+        create_backbone("vit_tiny_patch16_224", pretrained=False)(torch.rand(1, 3, 32, 32))
+    small = create_backbone("vit_tiny_patch16_224", pretrained=False, dynamic_img_size=True)
+    assert small(torch.rand(1, 3, 32, 32)).ndim == 2
+    assert create_backbone("test_efficientnet", pretrained=False).fixed_size is None
+
+
+def test_near_names_share_the_family() -> None:
+    with pytest.raises(ValueError, match="Did you mean vit_base"):
+        create_backbone("vit_bse_patch16_224")
+
+
 def test_local_file(tmp_path) -> None:
     model = timm.create_model("test_efficientnet", num_classes=0)
     torch.save(model.state_dict(), tmp_path / "weights.pt")

@@ -10,6 +10,7 @@ import lightning.pytorch as L
 import torch
 from torchvision.transforms import v2
 
+from zoo.cli.catalogue import recipes
 from zoo.cli.messages import nearest
 from zoo.datamodules.sources import Source
 
@@ -35,8 +36,10 @@ def one_line(message: str, words: Iterable[str]) -> str:
         words: The command line, and the texts of configuration files, to find what was meant.
     """
     text = " ".join(words)
-    if found := re.search(r"Option '([^']+)' is not accepted|[Uu]nrecognized arguments: ([^\s=]+)", message):
-        return unknown_option(found[1] or found[2], text)
+    if found := re.search(
+        r"Option '(\S+)' is not|not accept option '(\S+)'|[Uu]nrecognized arguments: ([^\s=]+)", message
+    ):
+        return unknown_option(found[1] or found[2] or found[3], text)
     key = found[1] if (found := re.search(r'Parser key "([^"]+)"', message)) else ""
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         return unknown_class(found[1], key)
@@ -47,12 +50,19 @@ def one_line(message: str, words: Iterable[str]) -> str:
     if found := re.fullmatch(r"[^\n]*\n\s*Expected a <class '(\w+)'>\. Got value: (.+)", message):
         return f"{key} must be of type {found[1]}; got {found[2].strip()!r}."
     if found := re.search(r"arguments are required: (.+)", message):
-        names = [name.rpartition(".")[2] if name.count(".") < 2 else name for name in found[1].split(", ")]
-        return f"missing: {', '.join('--' + name for name in names)}; see --help."
+        names = [f"--{name.partition('.')[2]}" if "." in name else name for name in found[1].split(", ")]
+        return f"missing: {', '.join(names)}; see --help."
+    if found := re.search(r"File does not exist: '([^']+)'", message):
+        name = found[1].rpartition("/")[2]
+        known = any(name.removesuffix(".yaml") == path.stem for path in recipes())
+        advice = f" A recipe of that name is shipped: zoo configs copy {name.removesuffix('.yaml')}." if known else ""
+        return f"there is no file {name}.{advice}"
     lines = [line.strip(" -") for line in message.splitlines()]
     causes = [line for line in lines if line and not NOISE.match(line)]
     if "\n" in message and causes:
-        return f"{key}: {causes[0]}" if key else causes[0]
+        value = found[1].strip() if (found := re.search(r"Given value: (.+)", message)) else ""
+        cause = re.sub(r"^Expected a typing\.Literal\[(.*)\]$", rf"must be one of \1; got {value!r}.", causes[0])
+        return f"{key}: {cause}" if key else cause
     return " ".join(message.split())
 
 

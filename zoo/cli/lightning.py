@@ -18,13 +18,13 @@ import torch
 import yaml
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import zoo
 from zoo.callbacks import PredictionTable, StreamProgressBar, StreamReport, TaskLoop
 from zoo.cli.errors import one_line
-from zoo.cli.run_folder import AtomicCheckpointIO, MetricsCSV, last_run, new_run, run_of
+from zoo.cli.run_folder import RUNS, AtomicCheckpointIO, MetricsCSV, ResumeCheckpoint, last_run, new_run, run_of
 from zoo.datamodules.streams import TaskStream
 from zoo.functional import write_atomically
 
@@ -52,14 +52,21 @@ def run(args: Sequence[str]) -> None:
     cli = ZooCLI.__new__(ZooCLI)  # known here even if its constructor, which runs everything, fails
     try:
         cli.__init__(with_config_of_checkpoint(list(args)))  # type: ignore[misc]
+    except SystemExit as stop:
+        if hasattr(cli, "trainer") and cli.trainer.interrupted:  # Lightning leaves with 1 after Ctrl-C
+            raise SystemExit(143 if cli.trainer.received_sigterm else 130) from stop
+        raise
     except Exception as error:
         built = hasattr(cli, "trainer")
         if os.environ.get(TRACEBACK) or (built and not isinstance(error, EXPECTED)):
             raise
-        message = one_line(innermost(error), words_of(args)) if not built else " ".join(str(error).split())
         if built and (cli.run_dir / "config.yaml").exists():
             write_atomically(cli.run_dir / "traceback.txt", traceback.format_exc())
-        fail(args[0], message)
+        elif built and cli.run_dir.is_dir() and not any(cli.run_dir.iterdir()):
+            cli.run_dir.rmdir()  # nothing was run
+        fail(args[0], one_line(innermost(error), words_of(args)) if not built else of_worker(str(error)))
+    if cli.trainer.received_sigterm:  # Lightning ends as if all was well, and a scheduler would believe it
+        raise SystemExit(143)
 
 
 def quieten() -> None:
@@ -88,6 +95,13 @@ def innermost(error: BaseException) -> str:
     while error.__cause__ is not None and is_parsers(error):
         error = error.__cause__
     return str(error) if str(error) and not isinstance(error, KeyError) else repr(error)
+
+
+def of_worker(message: str) -> str:
+    """Return what went wrong, in one line, of an error that may have been raised in a loader worker."""
+    if message.startswith("Caught ") and "Original Traceback" in message:
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(message.split())
 
 
 def is_parsers(error: BaseException) -> bool:
@@ -146,11 +160,13 @@ class ZooCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self.args = list(args)
-        self.run_dir = Path()
+        self.run_dir = Path()  # known when the Trainer is built: a mistake before that takes no number
+        self.home: Path | None = None  # the folder of the run that is named or gone on with
         self.checkpoint: str | None = None
         super().__init__(
             parser_class=ZooParser,
-            parser_kwargs={name: {"allow_abbrev": False} for name in self.subcommands()} | {"allow_abbrev": False},
+            parser_kwargs={name: {"allow_abbrev": False} for name in self.subcommands()}
+            | {"allow_abbrev": False, "prog": "zoo"},
             save_config_callback=SaveConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -206,16 +222,14 @@ class ZooCLI(LightningCLI):
         command = self.config.subcommand
         config = self.config[command]
         path = config.ckpt_path
-        self.run_dir = Path(config.run_dir) if config.run_dir else Path()
+        self.home = Path(config.run_dir) if config.run_dir else None
         if path == "last":
-            if not config.run_dir:
-                self.run_dir = last_run(self.recipe)
-            path = str(self.run_dir / "checkpoints" / "last.ckpt")
-        elif not config.run_dir:
-            found = run_of(path) if path and command != "fit" else None
-            self.run_dir = found or new_run(self.recipe)
-        if command != "fit" and path:
-            self.run_dir = self.run_dir / command  # the files of the fit stay as they are
+            self.home = self.home or last_run(self.recipe)
+            path = str(self.home / "checkpoints" / "last.ckpt")
+        elif path == "best" and command != "fit":
+            raise ValueError("--ckpt_path best is known to the fit that made it only: give a file, or last.")
+        elif path and command != "fit":
+            self.home = self.home or run_of(path)
         self.checkpoint = path
         if path in (None, "best", "hpc", "registry"):
             return
@@ -264,6 +278,10 @@ class ZooCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the Trainer: its folder, and the callbacks that a command promises unless one of the kind is given."""
         given = dict(self._get(self.config_init, "trainer", default={}))
+        if self.home is None:
+            self.home = RUNS / self.recipe / "fast_dev_run" if given["fast_dev_run"] else new_run(self.recipe)
+        # The files of the fit stay as they are when its checkpoint is evaluated.
+        self.run_dir = self.home / str(self.subcommand) if self.checkpoint and self.subcommand != "fit" else self.home
         callbacks = given["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         fit, stream = self.subcommand == "fit", isinstance(self.datamodule, TaskStream)
@@ -280,11 +298,11 @@ class ZooCLI(LightningCLI):
                 callbacks.append(StreamProgressBar())
             if fit and given["max_epochs"] is None:
                 kwargs["max_epochs"] = self.datamodule.num_epochs
-        if fit and not has(Checkpoint) and given["enable_checkpointing"] is not False:
-            folder = str(self.run_dir / "checkpoints")
-            callbacks.append(ModelCheckpoint(folder, filename="{epoch}", save_last=True, save_on_train_epoch_end=True))
-        if not fit and not has(Checkpoint):
-            kwargs["enable_checkpointing"] = False
+        keeps_last = any(getattr(callback, "save_last", None) for callback in callbacks)
+        if not fit or given["fast_dev_run"]:
+            kwargs["enable_checkpointing"] = False if not has(Checkpoint) else None
+        elif not keeps_last and given["enable_checkpointing"] is not False:
+            callbacks.append(ResumeCheckpoint(self.run_dir))
         if self.subcommand == "predict" and not has(PredictionTable):
             callbacks.append(PredictionTable(self.run_dir))
         kwargs |= {"callbacks": callbacks, "default_root_dir": str(self.run_dir)}

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except CommandError as error:
-        print(f"zoo: {error}", file=sys.stderr)
+        print(error if str(error).startswith("zoo ") else f"zoo: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `zoo list | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -40,7 +40,6 @@ def reproduce(
     """
     plan = [Job(claim, run, seed, tuple(overrides)) for seed in seeds for run in claim.runs]
     path = results_folder / f"{claim.name}.csv"
-    write_atomically(path.with_suffix(".constraints.txt"), provenance.constraints())
     print(f"{claim.title}: {len(plan)} runs, {jobs} at a time, in {RUNS / claim.name}")
     failed = []
     with contextlib.closing(Runner(command, jobs).run(plan)) as outcomes:
@@ -52,6 +51,8 @@ def reproduce(
             numbers = [f"{label(metric)} {outcome[metric] or 'undefined'}" for metric in claim.metrics_of(job.run)]
             print(f"[{position}/{len(plan)}] {job}: {', '.join(numbers)} ({outcome['wall_time_s']} s)", flush=True)
             write_atomically(path, results.merge_records(claim, results.read_records(path), [outcome]))
+            if all(results.is_neutral(option) for option in overrides):  # a trial is no part of the record
+                write_atomically(path.with_suffix(".constraints.txt"), provenance.constraints())
     _conclude(claim, path, overrides)
     if failed:
         print(f"{len(failed)} of {len(plan)} runs failed; the same command tries them again")

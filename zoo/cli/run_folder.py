@@ -2,19 +2,18 @@
 
 import csv
 import io
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from zoo.functional import write_atomically
+from zoo.functional import atomic_path, write_atomically
 
 RUNS = Path("runs")
 
@@ -25,11 +24,16 @@ def new_run(recipe: str, runs: Path = RUNS) -> Path:
     The other processes of a run may see it made already or not: Lightning takes the paths that matter from the first.
     """
     parent = runs / recipe
-    numbers = [int(path.name) for path in parent.glob("*") if path.name.isdigit()]
-    folder = parent / str(max(numbers, default=-1) + 1)
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning sets it when it is imported
-        folder.mkdir(parents=True)
-    return folder
+    while True:
+        numbers = [int(path.name) for path in parent.glob("*") if path.name.isdigit()]
+        folder = parent / str(max(numbers, default=-1) + 1)
+        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # Lightning sets it when it is imported
+            return folder
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:  # another run took the number between the look and the step
+            continue
+        return folder
 
 
 def last_run(recipe: str, runs: Path = RUNS) -> Path:
@@ -66,19 +70,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        folder = Path(path).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{Path(path).name}.")
-        os.close(descriptor)
-        try:
+        with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+
+
+class ResumeCheckpoint(ModelCheckpoint):
+    """Keep ``last.ckpt`` of the last finished epoch, beside any checkpoint that the user asks for.
+
+    A class of its own, because Lightning refuses two of one class and the same settings.
+
+    Args:
+        folder: The run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "checkpoints", filename="{epoch}", save_last=True, save_on_train_epoch_end=True)
 
 
 class MetricsCSV(Logger):

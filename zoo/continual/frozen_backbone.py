@@ -82,6 +82,12 @@ class FrozenBackboneLearner(StreamLearner):
             raise ValueError(f"Features are not finite: look at {where}.")
         return F.normalize(features, dim=1) if self.normalize else features
 
+    def check_labels(self, labels: Tensor) -> None:
+        """Raise ValueError if a label is no class."""
+        low, high = labels.aminmax()
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(f"Labels {int(low)} to {int(high)} do not fit num_classes={self.num_classes}.")
+
     # One pass -------------------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "FrozenBackboneLearner":
@@ -121,9 +127,7 @@ class FrozenBackboneLearner(StreamLearner):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Collect from a batch; the loss is zero."""
         images, labels = batch
-        low, high = labels.aminmax()
-        if low < 0 or high >= self.num_classes:
-            raise ValueError(f"Labels {int(low)} to {int(high)} do not fit num_classes={self.num_classes}.")
+        self.check_labels(labels)
         self.collect(self.features(images), labels)
         return self.dummy * 0.0
 

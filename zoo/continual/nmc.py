@@ -90,7 +90,7 @@ class NMC(FrozenBackboneLearner):
         """Return scores of shape (B, C), float32, of images in [0, 1].
 
         Raises:
-            RuntimeError: If no class was seen yet.
+            ValueError: If no class was seen yet.
         """
         return self.score(self.features(images))
 
@@ -98,7 +98,7 @@ class NMC(FrozenBackboneLearner):
         """Return scores of shape (B, C) of the output of :meth:`features`."""
         seen, means = self.means.seen, self.means.means()
         if not seen.any():
-            raise RuntimeError("NMC has seen no class yet: fit it, or load a checkpoint.")
+            raise ValueError("NMC has seen no class yet: fit it, or load a checkpoint (--ckpt_path).")
         if self.rule == "cosine":
             features = F.normalize(features, dim=1)
         elif self.rule == "euclidean_raw":
@@ -124,8 +124,8 @@ class NMC(FrozenBackboneLearner):
     @torch.no_grad()
     def update(self, images: Tensor, labels: Tensor) -> None:
         """Learn from a batch at once, without a Trainer: a new class, or more images of a known one."""
-        features = self.features(images)
-        self.means.merge(*class_sums(features, labels, self.num_classes))
+        self.check_labels(labels)
+        self.means.merge(*class_sums(self.features(images), labels, self.num_classes))
 
     @torch.no_grad()
     def add_class(self, name: str | None = None) -> int:
@@ -141,7 +141,12 @@ class NMC(FrozenBackboneLearner):
         return int(label)
 
     def forget_class(self, label: int) -> None:
-        """Remove a class: it counts as never seen."""
+        """Remove a class: it counts as never seen.
+
+        Raises:
+            ValueError: If there is no such label.
+        """
+        self.check_labels(torch.tensor([label]))
         self.means.forget(label)
 
     @torch.no_grad()
@@ -149,8 +154,9 @@ class NMC(FrozenBackboneLearner):
         """Unlearn images exactly: their features are subtracted from the sums (of the same backbone and precision).
 
         Raises:
-            ValueError: If a class has fewer images than are to be forgotten.
+            ValueError: If a class has fewer images than are to be forgotten, or a label is out of range.
         """
+        self.check_labels(labels)
         self.means.subtract(self.features(images), labels)
 
     # One pass -------------------------------------------------------------------------------------------------------

@@ -2,13 +2,43 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Write a file so that a full disk or a killed process leaves the old file, never half of the new one.
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary file in the same folder to write to, which takes the name in one step at the end.
 
-    The content goes to a temporary file in the same folder, reaches the disk, and takes the name in one step.
+    A full disk or a killed process leaves the old file, never half of the new one.
+
+    Args:
+        path: The name to take; its folder is made.
+
+    Yields:
+        Where to write.
+
+    Raises:
+        OSError: If the disk is full or not writable; a file that was there before is unchanged.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    try:
+        yield Path(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Write a file through :func:`atomic_path`.
 
     Args:
         path: Where to write; its folder is made.
@@ -17,19 +47,8 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     Raises:
         OSError: If the disk is full or not writable; a file that was there before is unchanged.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _umask() -> int:

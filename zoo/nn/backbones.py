@@ -38,12 +38,28 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """Height and width that the model insists on, or None if it takes any."""
+        patches: Any = getattr(self.model, "patch_embed", None)
+        return tuple(patches.img_size) if getattr(patches, "strict_img_size", False) and patches.img_size else None
+
     def normalize(self, images: Tensor) -> Tensor:
         """Return images, shape (B, C, H, W) in [0, 1], as the weights expect them."""
         return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the pooled features that the classifier would see, shape (B, D), of images in [0, 1]."""
+        """Return the pooled features that the classifier would see, shape (B, D), of images in [0, 1].
+
+        Raises:
+            ValueError: If the model insists on another image size.
+        """
+        if self.fixed_size is not None and tuple(images.shape[-2:]) != self.fixed_size:
+            height, width = self.fixed_size
+            raise ValueError(
+                f"The backbone takes images of {height} x {width} pixels, got {images.shape[-2]} x {images.shape[-1]}: "
+                f"add torchvision.transforms.v2.Resize with size [{height}, {width}] to the transforms."
+            )
         features: Tensor = self.model(self.normalize(images).contiguous(memory_format=torch.channels_last))
         return features
 
@@ -106,7 +122,8 @@ def check_name(name: str) -> None:
     """Raise ValueError, with the nearest names, if timm knows no such model or tag."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture) and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        family = [model for model in timm.list_models() if model.startswith(architecture.partition("_")[0])]
+        near = difflib.get_close_matches(architecture, family or timm.list_models(), n=3, cutoff=0.5)
         raise ValueError(f"timm has no model {name!r}. {suggest(near)}")
     known = timm.list_pretrained(f"{architecture}.*") if tag else []
     if known and name not in known:

@@ -34,6 +34,11 @@ class ClassMeans(nn.Module):
         # moved and never cast, so it tells the device. MPS has no float64: the sum stays on the CPU there.
         kept = self.sum
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        if kept.is_meta:  # built without memory and now given some
+            kept = torch.zeros(
+                kept.shape, dtype=torch.float64, device="cpu" if self.count.is_meta else self.count.device
+            )
+            kept = kept.to("meta") if self.count.is_meta else kept
         self.sum = kept if self.count.device.type == "mps" else kept.to(self.count.device)
         return self
 

@@ -96,10 +96,10 @@ class LinearProbe(FrozenBackboneLearner):
         """Return logits of shape (B, C), float32, of images in [0, 1].
 
         Raises:
-            RuntimeError: If nothing was fitted yet.
+            ValueError: If nothing was fitted yet.
         """
         if torch.isneginf(self.bias).all():
-            raise RuntimeError("LinearProbe has seen no class yet: fit it, or load a checkpoint.")
+            raise ValueError("LinearProbe has seen no class yet: fit it, or load a checkpoint (--ckpt_path).")
         features = self.features(images)
         with torch.autocast(features.device.type, enabled=False):  # as in the fit
             return F.linear(features, self.weight.to(features), self.bias.to(features))
