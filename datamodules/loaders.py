@@ -117,13 +117,14 @@ def shard_loader(
     )
 
 
-def collate(samples: list[tuple[Tensor, int]]) -> Any:
+def collate(samples: list[Any]) -> Any:
     """Make a batch as torch does, with an error that says what to do.
 
     Raises:
         ValueError: If the images have different sizes.
     """
-    sizes = sorted({tuple(image.shape[-2:]) for image, _ in samples if isinstance(image, Tensor)})
+    images = [sample[0] for sample in samples if isinstance(sample, tuple) and isinstance(sample[0], Tensor)]
+    sizes = sorted({tuple(image.shape[-2:]) for image in images})
     if len(sizes) > 1:
         raise ValueError(
             f"Images of a batch have different sizes, {sizes[0]} and {sizes[-1]}: give height and width "
