@@ -181,5 +181,6 @@ def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tens
     """
     if features.device.type == "mps":
         features, labels = features.cpu(), labels.cpu()
-    sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
-    return sums.index_add_(0, labels, features.double()), torch.bincount(labels, minlength=num_classes)
+    # A product, because index_add_ is many small steps on a CPU and not deterministic on a GPU.
+    sums = F.one_hot(labels, num_classes).double().T @ features.double()
+    return sums, torch.bincount(labels, minlength=num_classes)
