@@ -56,7 +56,7 @@ def run(args: Sequence[str]) -> None:
         if hasattr(cli, "trainer") and cli.trainer.interrupted:  # Lightning leaves with 1 after Ctrl-C
             raise SystemExit(143 if cli.trainer.received_sigterm else 130) from stop
         raise
-    except Exception as error:
+    except Exception as error:  # a constructor may raise anything, and its text is what a person needs
         built = hasattr(cli, "trainer")
         if os.environ.get(TRACEBACK) or (built and not isinstance(error, EXPECTED)):
             raise
