@@ -251,6 +251,16 @@ def test_in_fit_the_command_line_wins_and_says_so(folder, capsys) -> None:
     assert saved["hyper_parameters"]["rule"] == "euclidean"  # nothing was left to train, so nothing was saved
 
 
+def test_one_class_may_be_named_in_several_ways(folder) -> None:
+    zoo_("fit --config tiny.yaml --model zoo.continual.nmc.NMC --run_dir full")
+    zoo_("test --config tiny.yaml --ckpt_path full/checkpoints/last.ckpt")
+    path = folder / "full/checkpoints/last.ckpt"
+    saved = torch.load(path, weights_only=True)
+    saved["hyper_parameters"]["_class_path"] = "zoo.continual.nmc.NMC"  # as another release of the parser may write it
+    torch.save(saved, path)
+    zoo_("test --config tiny.yaml --ckpt_path full/checkpoints/last.ckpt")
+
+
 def test_in_evaluation_the_file_wins(folder, capsys) -> None:
     zoo_("fit --config tiny.yaml --model.rule cosine")
     zoo_("test --config tiny.yaml --ckpt_path last --run_dir runs/tiny/0")

@@ -237,7 +237,7 @@ class ZooCLI(LightningCLI):
         if not saved:
             return
         given = config.model
-        if (kind := saved.pop("_class_path", given.class_path)) != given.class_path:
+        if not same_class(kind := saved.pop("_class_path", given.class_path), given.class_path):
             raise ValueError(f"{path} is a checkpoint of {kind}, not of {given.class_path}.")
         saved = {name: value for name, value in saved.items() if name not in LINKED}
         own = given.init_args.as_dict()
@@ -247,7 +247,7 @@ class ZooCLI(LightningCLI):
             print("\n".join([f"The command line differs from {path}, and wins:", *lines]), file=sys.stderr)
         elif different:
             print(f"Settings of the model as in {path}: {', '.join(sorted(different))}.", file=sys.stderr)
-            update = {command: {"model": {"class_path": kind, "init_args": {**own, **different}}}}
+            update = {command: {"model": {"class_path": given.class_path, "init_args": {**own, **different}}}}
             self.config = self.parser.parse_object(update, self.config)
 
     @property
@@ -366,6 +366,14 @@ def read_hyper_parameters(path: str) -> dict[str, Any]:
         ) from error
     hyper_parameters.pop("_instantiator", None)
     return hyper_parameters
+
+
+def same_class(path: str, other: str) -> bool:
+    """Say whether two import paths, such as zoo.NMC and zoo.continual.nmc.NMC, lead to one class."""
+    try:
+        return pkgutil.resolve_name(path) is pkgutil.resolve_name(other)
+    except (ImportError, AttributeError):  # the class of the file is not to be had here
+        return path == other
 
 
 def plain(value: Any) -> Any:
