@@ -6,7 +6,17 @@ if __name__ == "callbacks":
 from zoo.callbacks.feature_cache import FeatureCache
 from zoo.callbacks.prediction_table import PredictionTable
 from zoo.callbacks.progress import StreamProgressBar
+from zoo.callbacks.seed_epochs import SeedEpochs
 from zoo.callbacks.stream_report import StreamReport
 from zoo.callbacks.task_loop import TaskLoop
+from zoo.callbacks.training_report import TrainingReport
 
-__all__ = ["FeatureCache", "PredictionTable", "StreamProgressBar", "StreamReport", "TaskLoop"]
+__all__ = [
+    "FeatureCache",
+    "PredictionTable",
+    "SeedEpochs",
+    "StreamProgressBar",
+    "StreamReport",
+    "TaskLoop",
+    "TrainingReport",
+]

@@ -2,18 +2,16 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from rich import get_console
-from torch import Tensor
 
-from zoo.callbacks.stream_figures import draw_curve, draw_matrix, to_png
+from zoo.callbacks.run_files import run_folder, run_settings, save_figure, to_plain
+from zoo.callbacks.stream_figures import draw_curve, draw_matrix
 from zoo.callbacks.stream_tables import (
     Row,
     build_table,
@@ -27,7 +25,7 @@ from zoo.callbacks.stream_tables import (
     summarise,
     to_matrix,
 )
-from zoo.functional import git_commit, versions, write_atomically
+from zoo.functional import write_atomically
 
 LONGEST_NAME = 12  # letters of a class name that fit over a column
 
@@ -111,8 +109,7 @@ class StreamReport(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock and learn where to write."""
         self._started = time.monotonic()
-        log_dir = trainer.log_dir  # a collective call: on all processes
-        self._folder = Path(self.directory or log_dir or trainer.default_root_dir)
+        self._folder = run_folder(trainer, self.directory)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Remember the values of earlier validations, which stay among the metrics."""
@@ -167,10 +164,7 @@ class StreamReport(Callback):
         matrix, known = to_matrix(self.rows), to_matrix(self.known_rows)
         if self.plots:
             for name, figure in self._figures(trainer, matrix, known).items():
-                write_atomically(self._folder / f"{name}.png", to_png(figure))
-                for logger in trainer.loggers:
-                    if hasattr(getattr(logger, "experiment", None), "add_figure"):
-                        logger.experiment.add_figure(name, figure, global_step=trainer.global_step, close=False)
+                save_figure(trainer, self._folder, name, figure)
         results = self._results(trainer, pl_module, matrix, known)
         write_atomically(self._folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
         get_console().print(f"Results: {self._folder}", soft_wrap=True, highlight=False)
@@ -263,7 +257,6 @@ class StreamReport(Callback):
 
     def _results(self, trainer: Any, pl_module: Any, matrix: list[Row], known: list[Row]) -> dict[str, Any]:
         """Return what goes into ``results.json``."""
-        seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything keeps it
         results = {
             "class_incremental": summarise(square(matrix), self.test_sizes),
             "task_known": summarise(square(known), self.test_sizes) if any(known) else None,
@@ -274,45 +267,7 @@ class StreamReport(Callback):
             "test_sizes": self.test_sizes,
             "split": self.split,
             "wall_seconds": round(self._elapsed(), 3),
-            "settings": {
-                "model": describe(pl_module),
-                "data": describe(trainer.datamodule),
-                "trainer": {
-                    "precision": trainer.precision,
-                    "accelerator": type(trainer.accelerator).__name__,
-                    "devices": trainer.num_devices,
-                    "num_nodes": trainer.num_nodes,
-                    "strategy": type(trainer.strategy).__name__,
-                    "max_epochs": trainer.max_epochs,
-                },
-                "seed": int(seed) if seed else None,
-            },
-            "versions": versions(),
-            "commit": git_commit(Path(__file__).parent),
-            "project_commit": git_commit(),
+            **run_settings(trainer, pl_module),
         }
         plain: dict[str, Any] = to_plain(results)
         return plain
-
-
-def describe(part: Any) -> dict[str, Any] | None:
-    """Return class and hyper-parameters of a module or datamodule; the command line's own notes are left out."""
-    if part is None:
-        return None
-    settings = {k: v for k, v in dict(getattr(part, "hparams", {})).items() if not str(k).startswith("_")}
-    return {"class": f"{type(part).__module__}.{type(part).__qualname__}", **settings}
-
-
-def to_plain(value: Any) -> Any:
-    """Return a value as JSON knows it: NaN as null, what JSON does not know by its name."""
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, range)):
-        return [to_plain(item) for item in value]
-    if isinstance(value, Tensor):
-        return to_plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return getattr(value, "__qualname__", None) or str(value)
