@@ -3,6 +3,7 @@
 if __name__ == "callbacks":
     raise ModuleNotFoundError("Import zoo.callbacks, not callbacks.")
 
+from zoo.callbacks.efficient_train import EfficientTrain
 from zoo.callbacks.feature_cache import FeatureCache
 from zoo.callbacks.prediction_table import PredictionTable
 from zoo.callbacks.progress import StreamProgressBar
@@ -10,13 +11,18 @@ from zoo.callbacks.seed_epochs import SeedEpochs
 from zoo.callbacks.stream_report import StreamReport
 from zoo.callbacks.task_loop import TaskLoop
 from zoo.callbacks.training_report import TrainingReport
+from zoo.functional import low_frequency_crop
+from zoo.nn import LowFrequencyCrop
 
 __all__ = [
+    "EfficientTrain",
     "FeatureCache",
+    "LowFrequencyCrop",
     "PredictionTable",
     "SeedEpochs",
     "StreamProgressBar",
     "StreamReport",
     "TaskLoop",
     "TrainingReport",
+    "low_frequency_crop",
 ]

@@ -7,5 +7,13 @@ from zoo.datamodules.class_incremental import ClassIncrementalDataModule
 from zoo.datamodules.classification import ClassificationDataModule
 from zoo.datamodules.domain_incremental import DomainIncrementalDataModule
 from zoo.datamodules.streams import TaskStream
+from zoo.datamodules.transforms import ScheduledRandAugment, SharedValue
 
-__all__ = ["ClassIncrementalDataModule", "ClassificationDataModule", "DomainIncrementalDataModule", "TaskStream"]
+__all__ = [
+    "ClassIncrementalDataModule",
+    "ClassificationDataModule",
+    "DomainIncrementalDataModule",
+    "ScheduledRandAugment",
+    "SharedValue",
+    "TaskStream",
+]

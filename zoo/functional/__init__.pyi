@@ -1,6 +1,22 @@
+from .curriculum import Stage, curriculum, equivalent_epochs, stage_at
 from .files import atomic_path, write_atomically
+from .low_frequency import downsample, low_frequency_crop
 from .provenance import git_commit, versions
 from .seeds import mix_seeds, seed_all
 from .tasks import Task
 
-__all__ = ["Task", "atomic_path", "git_commit", "mix_seeds", "seed_all", "versions", "write_atomically"]
+__all__ = [
+    "Stage",
+    "Task",
+    "atomic_path",
+    "curriculum",
+    "downsample",
+    "equivalent_epochs",
+    "git_commit",
+    "low_frequency_crop",
+    "mix_seeds",
+    "seed_all",
+    "stage_at",
+    "versions",
+    "write_atomically",
+]

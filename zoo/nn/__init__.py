@@ -3,11 +3,16 @@
 from zoo.nn.backbones import Backbone, create_backbone, freeze, is_frozen
 from zoo.nn.checkpoints import check_state, drop_part, restore_part
 from zoo.nn.class_means import ClassMeans, linear_from_means
+from zoo.nn.low_frequency import LowFrequencyCrop
+from zoo.nn.schedules import CosineWithWarmup, cosine_with_warmup
 
 __all__ = [
     "Backbone",
     "ClassMeans",
+    "LowFrequencyCrop",
+    "CosineWithWarmup",
     "check_state",
+    "cosine_with_warmup",
     "create_backbone",
     "drop_part",
     "freeze",

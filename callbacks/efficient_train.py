@@ -1,0 +1,392 @@
+"""EfficientTrain: a training curriculum from easy to hard images, in which easy images are small ones.
+
+Early epochs see the low frequencies of each image only, and weak augmentation. The image shrinks to what is left of its
+spectrum, so that an epoch costs less in proportion to the pixels; the last stage trains on whole images. The network,
+the loss and the optimizer are not touched.
+
+Wang et al., "EfficientTrain", ICCV 2023, https://arxiv.org/abs/2211.09703, and "EfficientTrain++", TPAMI 2024,
+https://arxiv.org/abs/2405.08768. Official code: https://github.com/LeapLabTHU/EfficientTrain, commits bdefd27 and
+2b9011c.
+
+What differs from the scripts: one process trains all stages, so the learning rate follows the module's own schedule
+(:class:`zoo.nn.CosineOverCompute` is the published one); evaluation sees whole images, where the scripts crop them too;
+the crop acts on the batch on its device, after the module's and the datamodule's own hooks.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+
+from zoo.functional import downsample
+from zoo.functional.curriculum import PRESETS, Scale, Stage, curriculum, equivalent_epochs, stage_at, with_epochs
+from zoo.functional.low_frequency import Downsampling, Nyquist
+
+PUBLISHED_BUDGET = 200  # equivalent epochs of EfficientTrain++
+
+
+class EfficientTrain(Callback):
+    """Train on small, weakly augmented images first, by the published curricula or one of your own.
+
+    One line in any Trainer. Whatever a batch is (tuple, list, dict, dataclass, nested), its images are cropped to the
+    size of the epoch's stage; labels and other tensors pass. What stage it is follows from ``trainer.current_epoch``
+    alone, so there is no state, and a resumed run goes on in mid-curriculum.
+
+    Before the first step the module runs once on the first batch at every size, the largest first: a size that the
+    network cannot take, or that does not fit into memory, shows in the first minute and not in the last fifth of the
+    training. Gradients, buffers, and the random state stay as they are.
+
+    RandAugment grows with the stages if the training transform has a part with ``set_magnitude``
+    (:class:`zoo.datamodules.ScheduledRandAugment`): it is found in ``trainer.datamodule.train_transform``, or handed
+    over as ``augment``.
+
+    Args:
+        curriculum: "et" (EfficientTrain, for as many epochs as the plain training), "etpp" (EfficientTrain++, for a
+            budget of computation; ResNet and Swin), "etpp-deit", "etpp-convnext", or a list of
+            :class:`~zoo.functional.Stage`.
+        total: Epochs ("et"; default: the Trainer's ``max_epochs``) or equivalent epochs ("etpp..."; default: 200, as
+            published). For a list it is left out.
+        base_size: Side of the full-size images in pixels; of the shorter side where they are no squares.
+        mode: How images are made smaller: "fourier", the low-frequency crop; "lanczos", as in EfficientTrain++;
+            "bicubic"; "bilinear"; or None for whole images in every epoch, which leaves the schedule of RandAugment.
+        nyquist: See :func:`zoo.functional.low_frequency_crop`.
+        scale: See :func:`zoo.functional.curriculum`.
+        divisor: See there. Sizes must be multiples of a vision transformer's patch.
+        augment: The transform whose ``set_magnitude`` is called. Default: found as said above; False for none.
+        key: Name or position, in the batch, of what is to be cropped. Default: every float tensor of shape
+            (B, C, H, W) with the side ``base_size``.
+        evaluation: "full" validates on whole images; "stage" on images of the stage's size, as the official code does.
+        check: What runs before the first step: "forward", "backward" (the gradient of the outputs too, which shows the
+            memory of a training step), or False.
+
+    Attributes:
+        stages: The plan, known once fit has started.
+
+    Logged:
+        ``curriculum/size`` (pixels), ``curriculum/magnitude`` (where there is one), ``curriculum/equivalent_epochs``
+        (computation used so far, in epochs of full-size images; attention saves a little more than this counts).
+
+    Raises:
+        ValueError: At the start of fit, if the plan is impossible or has another number of epochs than the Trainer; at
+            the first batch, if it holds no image of ``base_size``, a mask of the same size that would no longer fit, or
+            the network cannot take a size.
+
+    Source:
+        Wang et al., "EfficientTrain: Exploring Generalized Curriculum Learning for Training Visual Backbones", ICCV
+        2023; Wang et al., "EfficientTrain++: Generalized Curriculum Learning for Efficient Visual Backbone Training",
+        TPAMI 2024.
+    """
+
+    def __init__(
+        self,
+        curriculum: str | list[Stage] = "et",
+        total: float | None = None,
+        base_size: int = 224,
+        mode: Downsampling | None = "fourier",
+        nyquist: Nyquist = "official",
+        scale: Scale = "all",
+        divisor: int | None = None,
+        augment: Any | None = None,
+        key: str | int | None = None,
+        evaluation: Literal["full", "stage"] = "full",
+        check: Literal["forward", "backward", False] = "forward",
+    ) -> None:
+        if isinstance(curriculum, str) and curriculum not in PRESETS:
+            raise ValueError(f"curriculum={curriculum!r} is unknown; known are {', '.join(PRESETS)}, or give stages.")
+        if not isinstance(curriculum, str) and total is not None:
+            raise ValueError(f"total={total} belongs to a named curriculum; the stages of a list say their own length.")
+        if augment not in (None, False) and not hasattr(augment, "set_magnitude"):
+            raise ValueError(f"augment={augment!r} has no set_magnitude; use zoo.datamodules.ScheduledRandAugment.")
+        self.curriculum = curriculum
+        self.total = total
+        self.base_size = base_size
+        self.mode = mode
+        self.nyquist: Nyquist = nyquist
+        self.scale: Scale = scale
+        self.divisor = divisor
+        self.augment = augment
+        self.key = key
+        self.evaluation = evaluation
+        self.check = check
+        self.stages: list[Stage] = []
+        self._resumed_epoch = 0
+        self._checked = False
+        self._restore: Callable[[], None] | None = None
+
+    # The plan --------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the plan, and stand behind the transfer of batches to the device."""
+        if stage != "fit":
+            return
+        self.stages = self.plan(trainer)
+        self._checked = False
+        strategy: Any = trainer.strategy
+        own, transfer = vars(strategy).get("batch_to_device"), strategy.batch_to_device
+
+        def transfer_and_crop(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            return self.change(trainer, pl_module, transfer(batch, *args, **kwargs))
+
+        def restore() -> None:
+            vars(strategy).pop("batch_to_device", None)
+            if own is not None:  # another callback stands there too
+                strategy.batch_to_device = own
+
+        strategy.batch_to_device, self._restore = transfer_and_crop, restore
+
+    def plan(self, trainer: Any) -> list[Stage]:
+        """Return the stages, or say why they do not fit the Trainer."""
+        epochs = trainer.max_epochs
+        named = isinstance(self.curriculum, str)
+        by_compute = named and PRESETS[str(self.curriculum)].by_compute
+        if not named:
+            stages = with_epochs([s if isinstance(s, Stage) else Stage(**s) for s in self.curriculum], self.base_size)  # type: ignore[arg-type]
+        else:
+            if self.total is None and not by_compute and (epochs is None or epochs < 1):
+                raise ValueError(f"max_epochs={epochs} of the Trainer says no length: give max_epochs, or total.")
+            total = self.total if self.total is not None else PUBLISHED_BUDGET if by_compute else epochs
+            stages = curriculum(str(self.curriculum), total, self.base_size, self.scale, self.divisor)
+        planned = sum(stage.epochs or 0 for stage in stages)
+        if planned != epochs and not trainer.fast_dev_run:
+            message = f"The curriculum has {planned} epochs, but the Trainer has max_epochs={epochs}: "
+            if named and not by_compute:
+                rank_zero_warn(message + f"leave total={self.total} out, or the last stage is cut or stretched.")
+            else:
+                raise ValueError(message + f"use max_epochs={planned}.")
+        return stages
+
+    def describe(self) -> str:
+        """Return the plan as a table."""
+        lines = [f"{'epochs':>11} {'size':>5} {'RandAugment':>12} {'equivalent epochs':>18}"]
+        first = 0
+        for stage in self.stages:
+            last = first + (stage.epochs or 0) - 1
+            strength = "-" if stage.magnitude is None else f"{stage.magnitude:g}"
+            cost = equivalent_epochs([stage], self.base_size) if self.mode is not None else stage.epochs
+            lines.append(f"{f'{first} to {last}':>11} {self.size(stage):>5} {strength:>12} {cost:>18.2f}")
+            first = last + 1
+        cost = equivalent_epochs(self.stages, self.base_size) if self.mode is not None else first
+        lines.append(f"{first} epochs cost {cost:.2f} epochs of full-size images.")
+        return "\n".join(lines)
+
+    def size(self, stage: Stage) -> int:
+        """Return the side of the images of a stage."""
+        return stage.size if self.mode is not None else self.base_size
+
+    # The strength of the augmentation --------------------------------------------------------------------------------
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Read the epoch that training goes on with: ``trainer.current_epoch`` says it only after workers started."""
+        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
+        self._resumed_epoch = int(progress.get("processed", checkpoint.get("epoch", 0)))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the augmentation and set its strength before loader workers fetch the first batches."""
+        if self.augment is None and any(stage.magnitude is not None for stage in self.stages):
+            self.augment = find_scheduled(getattr(trainer.datamodule, "train_transform", None))  # type: ignore[attr-defined]
+            if self.augment is None:
+                rank_zero_warn(
+                    "EfficientTrain leaves the strength of the augmentation alone: the datamodule has no "
+                    "train_transform with a set_magnitude. Use zoo.datamodules.ScheduledRandAugment there, or hand it "
+                    "over as augment, or say augment=False."
+                )
+        self._set_magnitude(self._resumed_epoch)
+        rank_zero_info("EfficientTrain\n%s", self.describe())
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the strength of the augmentation, and log the stage."""
+        stage = stage_at(self.stages, trainer.current_epoch)
+        self._set_magnitude(trainer.current_epoch)
+        values = {"curriculum/size": float(self.size(stage))}
+        if stage.magnitude is not None and self.augment:
+            values["curriculum/magnitude"] = float(stage.magnitude)
+        done = trainer.current_epoch + 1
+        cost = equivalent_epochs(self.stages, self.base_size, done) if self.mode is not None else float(done)
+        pl_module.log_dict({**values, "curriculum/equivalent_epochs": cost}, on_step=False, on_epoch=True)
+
+    def _set_magnitude(self, epoch: int) -> None:
+        magnitude = stage_at(self.stages, epoch).magnitude
+        if self.augment and magnitude is not None:
+            self.augment.set_magnitude(magnitude)
+
+    # The images ------------------------------------------------------------------------------------------------------
+
+    def change(self, trainer: Any, pl_module: LightningModule, batch: Any) -> Any:
+        """Return a batch with its images cropped, where it is one to train on."""
+        cropped = trainer.training or (self.evaluation == "stage" and trainer.validating)
+        if self.mode is None or not cropped:
+            return batch
+        if trainer.training and not self._checked:
+            self._checked = True
+            self.dry_run(trainer, pl_module, batch)
+        stage = stage_at(self.stages, trainer.current_epoch)
+        return self.crop(batch, stage.size)
+
+    def crop(self, batch: Any, size: int) -> Any:
+        """Return a batch with its images cropped.
+
+        Args:
+            batch: Anything that a training step takes.
+            size: Side in pixels, of the shorter side.
+
+        Raises:
+            ValueError: If there is no image in it, or a map of whole numbers as large as the image.
+        """
+        images = list(self.images(batch))
+        if not images:
+            raise ValueError(
+                f"EfficientTrain found no images with a side of base_size={self.base_size} in the batch, which holds "
+                f"{describe_tensors(tensors_of(batch))}. Give base_size, or key, and float images."
+            )
+        sides = {tuple(image.shape[-2:]) for image in images}
+        maps = [t for t in tensors_of(batch) if not t.is_floating_point() and t.ndim > 2 and t.shape[-2:] in sides]
+        if maps and self.key is None and size != self.base_size:
+            raise ValueError(
+                f"The batch holds a map of whole numbers as large as the images, {describe_tensors(maps[:1])}, such as "
+                "a mask, which would no longer fit the cropped images. Name the images by key if that is right."
+            )
+        if size == self.base_size:
+            return batch
+        chosen = {id(image) for image in images}  # a label may be equal, but is not the same tensor
+        return apply_to_collection(
+            batch, Tensor, lambda tensor: self.shrink(tensor, size) if id(tensor) in chosen else tensor
+        )
+
+    @torch.no_grad()
+    def shrink(self, images: Tensor, size: int) -> Tensor:
+        """Return images whose shorter side has a size, and the other one the same share of its own."""
+        assert self.mode is not None
+        step = self.divisor or 2
+        sides = [
+            size if side == self.base_size else round(side * size / self.base_size / step) * step
+            for side in images.shape[-2:]
+        ]
+        return downsample(images, sides, self.mode, self.nyquist)
+
+    def images(self, batch: Any) -> Iterator[Tensor]:
+        """Find the images of a batch."""
+        if self.key is not None:
+            try:
+                batch = batch[self.key]
+            except (KeyError, IndexError, TypeError) as error:
+                raise ValueError(f"key={self.key!r} is not in the batch, a {type(batch).__name__}.") from error
+        for tensor in tensors_of(batch):
+            if tensor.is_floating_point() and tensor.ndim == 4 and min(tensor.shape[-2:]) == self.base_size:
+                yield tensor
+
+    # The check before the first step ---------------------------------------------------------------------------------
+
+    def dry_run(self, trainer: Any, pl_module: LightningModule, batch: Any) -> None:
+        """Run the module on a batch at every size; nothing of it stays.
+
+        Raises:
+            ValueError: If the module cannot take a size.
+        """
+        self.crop(batch, min(stage.size for stage in self.stages))  # a batch that does not fit shows in any case
+        if self.check is False:
+            return
+        images = next(self.images(batch))
+        try:
+            signature(pl_module.forward).bind(images)
+        except TypeError:
+            rank_zero_warn("EfficientTrain cannot try the sizes: forward does not take images alone. check=False.")
+            return
+        with as_it_was(pl_module):
+            for size in sorted({stage.size for stage in self.stages}, reverse=True):
+                smaller = images if size == self.base_size else self.shrink(images, size)
+                try:
+                    with trainer.precision_plugin.forward_context():
+                        self.try_once(pl_module, smaller)
+                except NotImplementedError:
+                    rank_zero_warn("EfficientTrain cannot try the sizes: the module has no forward. check=False.")
+                    return
+                except Exception as error:  # networks refuse a size by errors of every kind
+                    raise ValueError(refusal(pl_module, smaller, error)) from error
+
+    def try_once(self, pl_module: LightningModule, images: Tensor) -> None:
+        """Run the module, and the gradient if it is wanted, without touching ``.grad``."""
+        with torch.set_grad_enabled(self.check == "backward"):
+            outputs = [t for t in tensors_of(pl_module(images)) if t.requires_grad]
+        learned = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
+        if outputs and learned:
+            torch.autograd.grad([output.float().sum() for output in outputs], learned, allow_unused=True)
+
+    # The end ---------------------------------------------------------------------------------------------------------
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the Trainer its own transfer back."""
+        if self._restore is not None:
+            self._restore()
+        self._restore, self._resumed_epoch = None, 0
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Undo as after a fit: Lightning does not call ``teardown`` after an exception."""
+        self.teardown(trainer, pl_module, "fit")
+
+
+def find_scheduled(transform: Any) -> Any | None:
+    """Return the part of a transform that has ``set_magnitude``, or None."""
+    if hasattr(transform, "set_magnitude"):
+        return transform
+    parts = getattr(transform, "transforms", None)
+    parts = parts if isinstance(parts, (list, tuple, nn.ModuleList)) else []
+    return next((found for part in parts if (found := find_scheduled(part)) is not None), None)
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Return every tensor of nested containers."""
+    found: list[Tensor] = []
+    apply_to_collection(value, Tensor, found.append)
+    return found
+
+
+def describe_tensors(tensors: Sequence[Tensor]) -> str:
+    """Return types and shapes as an error text shows them."""
+    return ", ".join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tensors) or "no tensor"
+
+
+@contextmanager
+def as_it_was(module: nn.Module) -> Iterator[None]:
+    """Run a module in evaluation mode and give it back its modes, its buffers, and everybody the random state."""
+    modes = {part: part.training for part in module.modules()}
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    try:
+        with isolate_rng(), torch.no_grad():
+            module.eval()
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def refusal(module: nn.Module, images: Tensor, error: Exception) -> str:
+    """Return what a person can do if a module does not take a size."""
+    height, width = images.shape[-2:]
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        advice = "make the batch smaller"
+    elif any(getattr(part, "strict_img_size", False) for part in module.modules()):
+        advice = (
+            "the network insists on one size: build it with dynamic_img_size=True (timm's ViT, DeiT and Swin; in "
+            "zoo.ImageClassifier by backbone_args), and use sizes that are multiples of its patch"
+        )
+    else:
+        advice = (
+            "choose sizes that the network's strides or windows divide (divisor, or stages of your own), or a network "
+            "that takes several sizes: timm's ViT, DeiT and Swin with dynamic_img_size=True, ConvNeXt, ResNet, "
+            "EfficientNet. MaxViT, BEiT, Mixer, CaiT and LeViT take one only"
+        )
+    return (
+        f"The network fails on images of {height} x {width}, which the curriculum asks for "
+        f"({type(error).__name__}: {reason}). To cure it, {advice}. check=False leaves this trial out."
+    )
