@@ -73,6 +73,13 @@ class Say(L.Callback):
     def on_fit_start(self, trainer, pl_module):
         print("hello", type(pl_module).__name__, dict(pl_module.hparams))
 
+class Order(L.Callback):
+    def on_fit_start(self, trainer, pl_module):
+        with open("order", "w") as file:
+            file.write(" ".join(type(callback).__name__ for callback in trainer.callbacks))
+    def on_train_epoch_end(self, trainer, pl_module):
+        pl_module.log("train/acc", 0.25)
+
 class Refuses(Module):
     def __init__(self, width: int = 8):
         raise RuntimeError("the innermost reason")
@@ -337,6 +344,25 @@ def test_somebody_elses_classes(folder, capsys) -> None:
     from stranger import Narrow
 
     assert Narrow.load_from_checkpoint(folder / "runs/narrow/0/checkpoints/last.ckpt").hparams["width"] == 8
+
+
+def test_a_fit_that_is_no_stream_is_seeded_and_reported(folder) -> None:
+    line = (
+        "fit --model stranger.Module --data stranger.Data --trainer.max_epochs 2 --trainer.accelerator cpu "
+        "--trainer.enable_progress_bar false --trainer.callbacks stranger.Order"
+    )
+    zoo_(line)
+    assert (folder / "order").read_text().startswith("SeedEpochs Order TrainingReport ")
+    assert json.loads((folder / "runs/module/0/results.json").read_text())["final"]["train/acc"] == 25
+    (row,) = [row for row in rows(folder / "runs/module/0/metrics.csv") if row["epoch"] == "1"]
+    assert (row["train/acc"], float(row["time/train_seconds"]) > 0) == ("0.25", True)
+    zoo_(line + " --trainer.callbacks+=TrainingReport --trainer.callbacks.directory mine --seed_everything false")
+    assert (folder / "order").read_text().startswith("Order TrainingReport ")
+    assert (folder / "mine/results.json").exists()
+    assert not (folder / "runs/module/1/results.json").exists()
+    zoo_(TINY + " --trainer.callbacks+=stranger.Order")
+    assert "TrainingReport" not in (folder / "order").read_text()
+    assert "SeedEpochs" not in (folder / "order").read_text()  # TaskLoop seeds a stream
 
 
 def test_zoos_parts_in_somebody_elses_command_line(folder, monkeypatch) -> None:

@@ -611,3 +611,19 @@ def test_every_shipped_claim_is_valid():
 def test_tables_in_the_repository_are_those_of_its_csv_files():
     stale = render.render_documents(ROOT, ROOT / "results", write=False)
     assert not stale, f"run `zoo reproduce --render`: {', '.join(map(str, stale))}"
+
+
+@pytest.mark.parametrize(
+    ("metric", "shown"),
+    [
+        ("class_incremental.average_accuracy", "average accuracy"),
+        ("task_known.forgetting", "forgetting (task known)"),
+        ("final.test/acc", "test/acc"),
+        ("final.val.acc_top5", "val.acc_top5"),
+        ("best.val/acc", "val/acc (best)"),
+        ("train_seconds", "training time (s)"),
+        ("peak_memory_mib", "peak memory (MiB)"),
+    ],
+)
+def test_names_of_metrics_in_tables(metric: str, shown: str) -> None:
+    assert results.label(metric) == shown

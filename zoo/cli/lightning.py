@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import zoo
-from zoo.callbacks import PredictionTable, StreamProgressBar, StreamReport, TaskLoop
+from zoo.callbacks import PredictionTable, SeedEpochs, StreamProgressBar, StreamReport, TaskLoop, TrainingReport
 from zoo.cli.errors import one_line
 from zoo.cli.run_folder import RUNS, AtomicCheckpointIO, MetricsCSV, ResumeCheckpoint, last_run, new_run, run_of
 from zoo.datamodules.streams import TaskStream
@@ -298,6 +298,11 @@ class ZooCLI(LightningCLI):
                 callbacks.append(StreamProgressBar())
             if fit and given["max_epochs"] is None:
                 kwargs["max_epochs"] = self.datamodule.num_epochs
+        elif fit:
+            if not has(SeedEpochs) and self._get(self.config, "seed_everything") is not False:
+                callbacks.insert(0, SeedEpochs())  # before all others: they may draw
+            if not has(TrainingReport):
+                callbacks.append(TrainingReport())
         keeps_last = any(getattr(callback, "save_last", None) for callback in callbacks)
         if not fit or given["fast_dev_run"]:
             kwargs["enable_checkpointing"] = False if not has(Checkpoint) else None

@@ -171,7 +171,15 @@ def describe(rule: Rule) -> str:
 
 def label(metric: str) -> str:
     """Return a metric's name as a table shows it."""
-    known = {"wall_time_s": "wall time (s)", "peak_memory_mib": "peak memory (MiB)"}
+    known = {
+        "wall_time_s": "wall time (s)",
+        "peak_memory_mib": "peak memory (MiB)",
+        "train_seconds": "training time (s)",
+        "wall_seconds": "time in fit (s)",
+    }
+    kind, _, logged = metric.partition(".")
+    if kind in ("final", "best"):  # of TrainingReport; the rest is a name that a method logged
+        return logged if kind == "final" else f"{logged} (best)"
     group, _, name = metric.replace("_", " ").rpartition(".")
     # The group tells metrics of one name apart; class-incremental is what is meant where nothing is said.
     return known.get(metric, f"{name} ({group})" if group not in ("", "class incremental") else name)
