@@ -9,8 +9,8 @@ from zoo.nn.schedules import CosineWithWarmup, cosine_with_warmup
 __all__ = [
     "Backbone",
     "ClassMeans",
-    "LowFrequencyCrop",
     "CosineWithWarmup",
+    "LowFrequencyCrop",
     "check_state",
     "cosine_with_warmup",
     "create_backbone",
