@@ -5,6 +5,7 @@ if __name__ == "callbacks":
 
 from zoo.callbacks.efficient_train import EfficientTrain
 from zoo.callbacks.feature_cache import FeatureCache
+from zoo.callbacks.knn_evaluation import KNNEvaluation
 from zoo.callbacks.prediction_table import PredictionTable
 from zoo.callbacks.progress import StreamProgressBar
 from zoo.callbacks.seed_epochs import SeedEpochs
@@ -17,6 +18,7 @@ from zoo.nn import LowFrequencyCrop
 __all__ = [
     "EfficientTrain",
     "FeatureCache",
+    "KNNEvaluation",
     "LowFrequencyCrop",
     "PredictionTable",
     "SeedEpochs",

@@ -106,6 +106,14 @@ class ClassificationDataModule(L.LightningDataModule):
         """Return the loader of the training images."""
         return self._loader(self.train_set, shuffle=True, pad=self.pad)
 
+    def plain_train_dataloader(self) -> EpochLoader:
+        """Return the loader of the training images as evaluation shows images: in order and with its transform."""
+        if not hasattr(self, "train_set"):  # in test
+            self.setup("validate")
+        images = self.train_set
+        plain = ImageView(images.images, images.indices, images.labels, self.test_transform)
+        return self._loader(plain, shuffle=False, pad=False)
+
     def val_dataloader(self) -> EpochLoader:
         """Return the loader of the images that ``evaluate`` names."""
         return self._loader(self.val_set if self.evaluate == "val" else self.test_set, shuffle=False, pad=False)

@@ -243,3 +243,13 @@ def test_several_transforms_are_listed_on_the_command_line():
     crop = {"class_path": "torchvision.transforms.v2.CenterCrop", "init_args": {"size": 12}}
     data = parse(f"--data.test_transform={[resize, crop]}")
     assert [type(part) for part in data.test_transform.transforms] == [v2.Resize, v2.CenterCrop]
+
+
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_plain_training_images_come_in_order_under_the_test_transform(stage):
+    flip = v2.RandomHorizontalFlip(p=1.0)
+    plain = set_up(stage, train_transform=flip, test_transform=v2.Resize(4), val_fraction=0.5).plain_train_dataloader()
+    trained = set_up(train_transform=v2.Resize(4), val_fraction=0.5).train_set
+    images, labels = (torch.cat(parts) for parts in zip(*plain, strict=True))
+    assert torch.equal(labels, trained.labels)
+    assert torch.equal(images, torch.stack([trained[index][0] for index in range(len(trained))]))
