@@ -164,7 +164,7 @@ class TrainingReport(Callback):
         self._training.stop()
 
     def _log_time(self, pl_module: Any) -> None:
-        pl_module.log(TIME, self._training.seconds, sync_dist=True, reduce_fx="max")
+        pl_module.log(TIME, self._training.seconds, sync_dist=True)
 
     def _read(self, trainer: Any) -> None:
         """Take what fit has logged since the last look; earlier values stay among the metrics."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import pytest
@@ -125,6 +126,16 @@ def test_processes_share_the_work_and_agree_on_the_result(devices, tmp_path):
     for rank in range(devices):
         result = json.loads((tmp_path / str(rank)).read_text())
         assert result["measured"] == pytest.approx(result["expected"])
+
+
+@pytest.mark.parametrize("largest", [None, 10])
+def test_shares_are_all_images_once(largest):
+    loaders = [DataLoader(BANK, 4, shuffle=True), DataLoader(QUERIES)]
+    parts = [share(loaders, SimpleNamespace(global_rank=rank, world_size=3), largest) for rank in range(3)]
+    chosen = [index for part in parts for index in part.dataset.indices]
+    assert len(chosen) == len(set(chosen)) == (largest or TRAIN + VAL)
+    read = torch.cat([labels for _, labels in parts[1]])
+    assert torch.equal(read, torch.cat([BANK[:][1], QUERIES[:][1]])[parts[1].dataset.indices])
 
 
 @pytest.mark.parametrize("validates", [True, False])
