@@ -4,11 +4,12 @@ from zoo.nn.backbones import Backbone, create_backbone, freeze, is_frozen
 from zoo.nn.checkpoints import check_state, drop_part, restore_part
 from zoo.nn.class_means import ClassMeans, linear_from_means
 from zoo.nn.low_frequency import LowFrequencyCrop
-from zoo.nn.schedules import CosineWithWarmup, cosine_with_warmup
+from zoo.nn.schedules import CosineOverCompute, CosineWithWarmup, cosine_with_warmup
 
 __all__ = [
     "Backbone",
     "ClassMeans",
+    "CosineOverCompute",
     "CosineWithWarmup",
     "LowFrequencyCrop",
     "check_state",
