@@ -110,6 +110,8 @@ def twin(cli: ZooCLI) -> list[str]:
         options += ["--model.pretrained", "false"]
     if model.get("checkpoint_path") is not None:
         options += ["--model.checkpoint_path", "null"]
+    if model.get("mode") == "finetune":  # which insists on weights
+        options += ["--model.mode", "train"]
     if data.get("num_tasks") is not None:
         options += ["--data.num_tasks", str(min(2, data["num_tasks"]))]
     return [

@@ -31,6 +31,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 from torchvision.transforms import v2
 
 from zoo.nn import Backbone, CosineWithWarmup, check_state, create_backbone, drop_part, freeze, restore_part
+from zoo.nn.weights import load_weights
 
 Mode = Literal["train", "finetune", "linear_probe"]
 
@@ -149,13 +150,20 @@ class ImageClassifier(L.LightningModule):
     # Training -------------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Check that the loader and the datamodule let batches be mixed and erased.
+        """Check that loader and datamodule let batches be mixed, normalised and erased.
 
         Raises:
-            ValueError: If batches hold one image, which cannot be mixed, or the datamodule takes the hook that erases.
+            ValueError: If batches are too small, or the datamodule takes the hook that erases.
         """
-        if self.mixing is not None and getattr(self.trainer.train_dataloader, "batch_size", None) == 1:
+        loader: Any = self.trainer.train_dataloader
+        size = getattr(loader, "batch_size", None)
+        if self.mixing is not None and size == 1:
             raise ValueError("mixup and cutmix mix the images of a batch, got batch_size=1: use a larger one.")
+        if self.mode == "linear_probe" and size and not loader.drop_last and len(loader.sampler) % size == 1:
+            raise ValueError(
+                f"With batch_size={size} the last of {len(loader.sampler)} images is alone in a batch, and the batch "
+                "normalisation of mode='linear_probe' needs two: use another batch_size."
+            )
         hook = "on_after_batch_transfer"
         given = type(self.datamodule) if self.datamodule is not None else L.LightningDataModule
         if self.erasing.p and getattr(given, hook) is not getattr(L.LightningDataModule, hook):
@@ -176,13 +184,22 @@ class ImageClassifier(L.LightningModule):
         erased = torch.stack([self.erasing(image) for image in self.backbone.normalize(images)])
         return erased * self.backbone.std + self.backbone.mean
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Check the labels in the first epoch; later ones hold the same, and on a GPU looking at them costs time."""
+        if self.current_epoch == 0:
+            self.check_labels(batch[1])
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph for each draw would follow
+    def mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mixed images and the distribution of their labels (B, C); a batch left as it is keeps its labels."""
+        mixed: tuple[Tensor, Tensor] = self.mixing(images, labels)  # type: ignore[misc]  # called if there is one
+        return mixed
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the cross-entropy of a batch, mixed and smoothed."""
         images, labels = batch[:2]
-        if self.current_epoch == 0:  # later ones hold the same labels, and on a GPU looking at them costs time
-            self.check_labels(labels)
         if self.mixing is not None:
-            images, labels = self.mixing(images, labels)
+            images, labels = self.mix(images, labels)
         loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images))
         return loss
@@ -213,8 +230,12 @@ class ImageClassifier(L.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the right answers."""
         images, labels = batch[:2]
+        self.count(self(images), labels)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torchmetrics cannot be compiled
+    def count(self, scores: Tensor, labels: Tensor) -> None:
+        """Count the right answers among scores of shape (B, C)."""
         self.check_labels(labels)
-        scores = self(images)
         self.mean_loss.update(F.cross_entropy(scores, labels), len(labels))
         self.counts.update(scores, labels)
         if self.top5 is not None:
@@ -318,14 +339,24 @@ def build_backbone(
     if drop_path:  # not every network of timm knows the argument
         backbone_args["drop_path_rate"] = drop_path
     no_drop_path = f"drop_path={drop_path} has no effect on {name!r}, which has no stochastic depth: set it to 0."
+    pretrained = pretrained if checkpoint_path is None else False
+    if pretrained is True and "global_pool" in backbone_args:
+        # Mean pooling has a last normalisation of its own. Weights without a classifier, as MAE's, are refused for that
+        # unless timm believes that they had one.
+        overlay = backbone_args.get("pretrained_cfg_overlay", {})
+        backbone_args["pretrained_cfg_overlay"] = {**overlay, "num_classes": 1000}
     try:
-        backbone = create_backbone(name, pretrained, checkpoint_path, mean, std, **backbone_args)
+        backbone = create_backbone(
+            name, pretrained if checkpoint_path is None else False, None, mean, std, **backbone_args
+        )
     except (TypeError, RuntimeError) as error:  # the second where weights were to be loaded
         if "'drop_path_rate'" in str(error):
             raise ValueError(no_drop_path) from error
         raise
     if drop_path and not any(isinstance(part, DropPath) for part in backbone.modules()):
         raise ValueError(no_drop_path)
+    if checkpoint_path is not None:
+        load_weights(backbone.model, checkpoint_path)
     return backbone
 
 
@@ -341,8 +372,8 @@ def build_head(mode: Mode, num_features: int, num_classes: int) -> nn.Module:
 
 def build_mixing(num_classes: int, mixup: float, cutmix: float, probability: float) -> v2.Transform | None:
     """Return what mixes a batch of images and labels, or None."""
-    parts = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
-    parts += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
+    parts = [v2.MixUp(alpha=float(mixup), num_classes=num_classes)] if mixup else []
+    parts += [v2.CutMix(alpha=float(cutmix), num_classes=num_classes)] if cutmix else []
     return v2.RandomApply([v2.RandomChoice(parts)], p=probability) if parts else None
 
 
