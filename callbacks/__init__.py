@@ -3,6 +3,7 @@
 if __name__ == "callbacks":
     raise ModuleNotFoundError("Import zoo.callbacks, not callbacks.")
 
+from zoo.callbacks.confusion_matrix import ConfusionMatrix
 from zoo.callbacks.efficient_train import EfficientTrain
 from zoo.callbacks.feature_cache import FeatureCache
 from zoo.callbacks.knn_evaluation import KNNEvaluation
@@ -16,6 +17,7 @@ from zoo.functional import low_frequency_crop
 from zoo.nn import LowFrequencyCrop
 
 __all__ = [
+    "ConfusionMatrix",
     "EfficientTrain",
     "FeatureCache",
     "KNNEvaluation",
