@@ -312,11 +312,15 @@ class EfficientTrain(Callback):
 
     def try_once(self, pl_module: LightningModule, images: Tensor) -> None:
         """Run the module, and the gradient if it is wanted, without touching ``.grad``."""
-        with torch.set_grad_enabled(self.check == "backward"):
-            outputs = [t for t in tensors_of(pl_module(images)) if t.requires_grad]
-        learned = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
-        if outputs and learned:
-            torch.autograd.grad([output.float().sum() for output in outputs], learned, allow_unused=True)
+        if self.check == "forward":
+            with torch.no_grad():
+                pl_module(images)
+            return
+        with torch.enable_grad():
+            outputs = [tensor for tensor in tensors_of(pl_module(images)) if tensor.requires_grad]
+            learned = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
+            if outputs and learned:
+                torch.autograd.grad([output.sum() for output in outputs], learned, allow_unused=True)
 
     # The end ---------------------------------------------------------------------------------------------------------
 
@@ -358,7 +362,7 @@ def as_it_was(module: nn.Module) -> Iterator[None]:
     modes = {part: part.training for part in module.modules()}
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     try:
-        with isolate_rng(), torch.no_grad():
+        with isolate_rng():
             module.eval()
             yield
     finally:

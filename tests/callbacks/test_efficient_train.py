@@ -1,0 +1,537 @@
+import copy
+from collections import namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import timm
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision.transforms import v2
+
+from zoo.callbacks import EfficientTrain
+from zoo.datamodules import ScheduledRandAugment
+from zoo.functional import Stage, low_frequency_crop
+
+IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(8) % 3
+
+
+class Stranger(L.LightningModule):
+    """A module that knows nothing of zoo."""
+
+    def __init__(self, net: nn.Module | None = None, wrap=lambda images, labels: (images, labels)) -> None:
+        super().__init__()
+        self.net = net or nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+        self.wrap = wrap
+        self.seen: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+
+    def forward(self, images):
+        return self.net(images)
+
+    def training_step(self, batch, batch_idx):
+        images, labels = self.unpack(batch)
+        self.seen["train"].append(images.shape[-1])
+        return nn.functional.cross_entropy(self(images), labels)
+
+    def validation_step(self, batch, batch_idx):
+        self.seen["val"].append(self.unpack(batch)[0].shape[-1])
+
+    def test_step(self, batch, batch_idx):
+        self.seen["test"].append(self.unpack(batch)[0].shape[-1])
+
+    def unpack(self, batch):
+        return batch
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def loader(collate=None, **kwargs: Any) -> DataLoader:
+    return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, collate_fn=collate, **kwargs)
+
+
+def make_trainer(*callbacks, base=L, **kwargs: Any):
+    settings = {"max_epochs": 5, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    return base.Trainer(callbacks=list(callbacks), **{**settings, **quiet, **kwargs})
+
+
+def efficient(**kwargs: Any) -> EfficientTrain:
+    return EfficientTrain(**{"base_size": 32, "augment": False, **kwargs})
+
+
+TWO_BATCHES_AN_EPOCH = [24, 24, 24, 24, 24, 24, 28, 28, 32, 32]
+
+
+# What the network sees ---------------------------------------------------------------------------------------------
+
+
+def test_the_network_sees_the_size_of_the_stage_and_evaluation_whole_images():
+    module, trainer = Stranger(), make_trainer(efficient())
+    trainer.fit(module, loader(), loader())
+    logged = dict(trainer.callback_metrics)
+    trainer.test(module, loader(), verbose=False)
+    assert module.seen["train"] == TWO_BATCHES_AN_EPOCH
+    assert set(module.seen["val"]) == set(module.seen["test"]) == {32}
+    assert logged["curriculum/size"] == 32
+    assert logged["curriculum/equivalent_epochs"].item() == pytest.approx(3 * (24 / 32) ** 2 + (28 / 32) ** 2 + 1)
+
+
+def test_the_images_are_the_low_frequency_crops():
+    seen = []
+
+    class Recorder(Stranger):
+        def training_step(self, batch, batch_idx):
+            seen.append(batch[0])
+            return super().training_step(batch, batch_idx)
+
+    make_trainer(efficient(), max_epochs=1, limit_train_batches=1).fit(Recorder(), loader())
+    assert torch.equal(seen[0], IMAGES[:4])  # one epoch is the last stage
+    seen.clear()
+    make_trainer(efficient(), limit_train_batches=1).fit(Recorder(), loader())
+    assert torch.equal(seen[0], low_frequency_crop(IMAGES[:4], 24))
+
+
+def test_evaluation_at_the_size_of_the_stage():
+    module, trainer = Stranger(), make_trainer(efficient(evaluation="stage"), num_sanity_val_steps=0)
+    trainer.fit(module, loader(), loader())
+    trainer.test(module, loader(), verbose=False)
+    assert module.seen["val"] == TWO_BATCHES_AN_EPOCH
+    assert set(module.seen["test"]) == {32}
+
+
+def as_named_tuple(samples):
+    images, labels = torch.utils.data.default_collate(samples)
+    return namedtuple("Batch", "labels image")(labels, image=images)
+
+
+@dataclass
+class DataBatch:
+    image: torch.Tensor
+    label: torch.Tensor
+
+
+COLLATE = {
+    "list": torch.utils.data.default_collate,
+    "tuple": lambda samples: tuple(torch.utils.data.default_collate(samples)),
+    "named tuple": as_named_tuple,
+    "dict": lambda samples: dict(zip("xy", torch.utils.data.default_collate(samples), strict=True)),
+    "nested": lambda samples: {
+        "a": [{"x": torch.utils.data.default_collate(samples)[0]}, "name"],
+        "y": torch.utils.data.default_collate(samples)[1],
+    },
+    "dataclass": lambda samples: DataBatch(*torch.utils.data.default_collate(samples)),
+}
+UNPACK = {
+    "named tuple": lambda batch: (batch.image, batch.labels),
+    "dict": lambda batch: (batch["x"], batch["y"]),
+    "nested": lambda batch: (batch["a"][0]["x"], batch["y"]),
+    "dataclass": lambda batch: (batch.image, batch.label),
+}
+
+
+@pytest.mark.parametrize("kind", COLLATE)
+def test_whatever_the_batch_is(kind):
+    module = Stranger()
+    module.unpack = UNPACK.get(kind, lambda batch: batch)
+    make_trainer(efficient()).fit(module, loader(COLLATE[kind]))
+    assert module.seen["train"] == TWO_BATCHES_AN_EPOCH
+
+
+def test_images_by_key_and_images_of_other_sizes():
+    module = Stranger()
+    module.unpack = lambda batch: (batch["x"], batch["y"])
+
+    def collate(samples):
+        images, labels = torch.utils.data.default_collate(samples)
+        return {"x": images, "y": labels, "mask": (images[:, 0] > 0.5).long(), "thumbnail": images[..., ::4, ::4]}
+
+    make_trainer(efficient(key="x")).fit(module, loader(collate))
+    assert module.seen["train"] == TWO_BATCHES_AN_EPOCH
+    with pytest.raises(ValueError, match=r"a map of whole numbers .* int64 \(4, 32, 32\).*by key"):
+        make_trainer(efficient()).fit(module, loader(collate))
+    with pytest.raises(ValueError, match="key='z' is not in the batch, a dict"):
+        make_trainer(efficient(key="z")).fit(module, loader(collate))
+
+
+def test_rectangles_keep_their_shape():
+    module = Stranger()
+    module.unpack = lambda batch: (batch[0].mT, batch[1])
+    wide = DataLoader(TensorDataset(torch.rand(4, 3, 32, 64), LABELS[:4]), batch_size=4)
+    make_trainer(efficient()).fit(module, wide)
+    assert module.seen["train"] == [24, 24, 24, 28, 32]
+    module.unpack, module.seen["train"] = (lambda batch: batch), []
+    make_trainer(efficient()).fit(module, wide)
+    assert module.seen["train"] == [48, 48, 48, 56, 64]
+
+
+def test_other_filters_and_none():
+    for mode in ("bicubic", "bilinear"):
+        module = Stranger()
+        make_trainer(efficient(mode=mode)).fit(module, loader())
+        assert module.seen["train"] == TWO_BATCHES_AN_EPOCH
+    module, trainer = Stranger(), make_trainer(efficient(mode=None))
+    trainer.fit(module, loader())
+    assert set(module.seen["train"]) == {32}
+    assert trainer.callback_metrics["curriculum/equivalent_epochs"] == 5
+
+
+def test_manual_optimisation_and_autocast():
+    class Manual(Stranger):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+    module = Manual()
+    make_trainer(efficient(), precision="bf16-mixed").fit(module, loader())
+    assert module.seen["train"] == TWO_BATCHES_AN_EPOCH
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_half_precision_modules(precision):
+    class Half(Stranger):
+        def training_step(self, batch, batch_idx):
+            assert batch[0].dtype == next(self.parameters()).dtype
+            return super().training_step(batch, batch_idx)
+
+    module = Half()
+    make_trainer(efficient(), precision=precision).fit(module, loader())
+    assert module.seen["train"] == TWO_BATCHES_AN_EPOCH
+
+
+def test_under_torch_compile():
+    module = Stranger()
+    compiled = torch.compile(module, backend="eager")
+    make_trainer(efficient()).fit(compiled, loader())
+    assert module.seen["train"] == TWO_BATCHES_AN_EPOCH
+
+
+def test_in_a_trainer_of_pytorch_lightning():
+    base = pytest.importorskip("pytorch_lightning")
+
+    class Theirs(base.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+            self.sizes = []
+
+        def forward(self, images):
+            return self.net(images)
+
+        def training_step(self, batch, batch_idx):
+            self.sizes.append(batch[0].shape[-1])
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module = Theirs()
+    trainer = make_trainer(efficient(), base=base)
+    trainer.fit(module, loader())
+    assert module.sizes == TWO_BATCHES_AN_EPOCH
+    assert "batch_to_device" not in vars(trainer.strategy)
+
+
+def test_after_the_modules_own_hook():
+    class WithHook(Stranger):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            assert batch[0].shape[-1] == 32
+            return [batch[0] * 0 + 1, batch[1]]
+
+        def training_step(self, batch, batch_idx):
+            torch.testing.assert_close(batch[0], torch.ones_like(batch[0]))
+            return super().training_step(batch, batch_idx)
+
+    module = WithHook()
+    make_trainer(efficient()).fit(module, loader())
+    assert module.seen["train"] == TWO_BATCHES_AN_EPOCH
+
+
+def fit_in_two_processes(folder: str) -> None:
+    """Runs in a child process each; what each has seen goes into a file."""
+    module = Stranger()
+    trainer = make_trainer(efficient(), strategy="ddp_fork", devices=2)
+
+    class Save(L.Callback):
+        def on_fit_end(self, trainer, pl_module):
+            torch.save(pl_module.seen["train"], f"{folder}/{trainer.global_rank}.pt")
+
+    trainer.callbacks.append(Save())
+    trainer.fit(module, loader())
+
+
+def test_two_processes(tmp_path):
+    fit_in_two_processes(str(tmp_path))
+    assert [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)] == [[24, 24, 24, 28, 32]] * 2
+
+
+# Where it stands ---------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_left_behind_after_a_fit_and_after_an_error():
+    callback = efficient()
+    trainer = make_trainer(callback)
+    trainer.fit(Stranger(), loader())
+    assert "batch_to_device" not in vars(trainer.strategy)
+
+    class Fails(Stranger):
+        def training_step(self, batch, batch_idx):
+            raise RuntimeError("in the step")
+
+    trainer = make_trainer(callback)
+    with pytest.raises(RuntimeError, match="in the step"):
+        trainer.fit(Fails(), loader())
+    assert "batch_to_device" not in vars(trainer.strategy)
+    module = Stranger()
+    make_trainer(callback).fit(module, loader())  # the same object once more
+    assert module.seen["train"] == TWO_BATCHES_AN_EPOCH
+
+
+@pytest.mark.parametrize("where", ["end of an epoch", "middle of an epoch"])
+def test_resumes_in_mid_curriculum(tmp_path, where):
+    module = Stranger()
+    checkpoints = ModelCheckpoint(
+        tmp_path,
+        filename="{epoch}-{step}",
+        save_top_k=-1,
+        every_n_train_steps=1 if where == "middle of an epoch" else None,
+        save_on_train_epoch_end=where != "middle of an epoch",
+    )
+    make_trainer(efficient(), checkpoints, enable_checkpointing=True).fit(module, loader())
+    path = next(tmp_path.glob("epoch=2-step=6.ckpt" if where == "end of an epoch" else "epoch=2-step=5.ckpt"))
+    resumed = Stranger()
+    make_trainer(efficient()).fit(resumed, loader(), ckpt_path=path, weights_only=True)
+    done = 6 if where == "end of an epoch" else 5
+    assert resumed.seen["train"] == TWO_BATCHES_AN_EPOCH[done:]
+
+
+# The augmentation --------------------------------------------------------------------------------------------------
+
+
+class Augmented(Dataset):
+    """Images of one colour: the strength that a worker saw."""
+
+    def __init__(self, augment: ScheduledRandAugment) -> None:
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int):
+        return torch.full((3, 32, 32), self.augment.magnitude), index % 3
+
+
+class AugmentedData(L.LightningDataModule):
+    def __init__(self, num_workers: int = 0) -> None:
+        super().__init__()
+        self.train_transform = v2.Compose([v2.Identity(), ScheduledRandAugment(5)])
+        self.num_workers = num_workers
+
+    def train_dataloader(self):
+        data = Augmented(self.train_transform.transforms[1])
+        return DataLoader(data, 4, num_workers=self.num_workers, persistent_workers=self.num_workers > 0)
+
+
+class Strengths(Stranger):
+    def __init__(self) -> None:
+        super().__init__()
+        self.strengths: list[float] = []
+
+    def training_step(self, batch, batch_idx):
+        self.strengths += batch[0].mean((1, 2, 3)).round().tolist()
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_strength_grows_with_the_stages_in_workers_too(num_workers, tmp_path):
+    module, trainer = Strengths(), make_trainer(efficient(augment=None))
+    trainer.fit(module, AugmentedData(num_workers))
+    assert module.strengths == [1] * 8 + [3] * 8 + [5] * 8 + [7] * 8 + [9] * 8
+    assert trainer.callback_metrics["curriculum/magnitude"] == 9
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_no_stale_strength_after_a_resume(num_workers, tmp_path):
+    """Workers fetch the first batches before the epoch's first hook."""
+    checkpoints = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    first = make_trainer(efficient(augment=None), checkpoints, enable_checkpointing=True)
+    first.fit(Strengths(), AugmentedData())
+    module = Strengths()
+    make_trainer(efficient(augment=None)).fit(
+        module, datamodule=AugmentedData(num_workers), ckpt_path=tmp_path / "epoch=2.ckpt", weights_only=True
+    )
+    assert module.strengths == [7] * 8 + [9] * 8
+
+
+def test_augmentation_handed_over_and_switched_off():
+    augment, module = ScheduledRandAugment(5), Strengths()
+    make_trainer(efficient(augment=augment)).fit(module, DataLoader(Augmented(augment), 4))
+    assert module.strengths == [1] * 8 + [3] * 8 + [5] * 8 + [7] * 8 + [9] * 8
+    data, module = AugmentedData(), Strengths()
+    make_trainer(efficient(augment=False)).fit(module, data)
+    assert set(module.strengths) == {5}
+    with pytest.warns(UserWarning, match="leaves the strength of the augmentation alone"):
+        make_trainer(efficient(augment=None)).fit(Stranger(), loader())
+
+
+# The trial before the first step -----------------------------------------------------------------------------------
+
+
+def test_the_trial_keeps_buffers_modes_gradients_and_random_state():
+    class Watched(Stranger):
+        def __init__(self):
+            layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+            super().__init__(nn.Sequential(*layers, nn.Linear(4, 3)))
+            self.sizes = []
+
+        def forward(self, images):
+            self.sizes.append((images.shape[-1], self.training))
+            return super().forward(images)
+
+    def fit(check) -> Watched:
+        torch.manual_seed(0)
+        module = Watched()
+        make_trainer(efficient(check=check)).fit(module, loader())
+        return module
+
+    plain, forward, backward = fit(False), fit("forward"), fit("backward")
+    assert plain.sizes[0] == (24, True)
+    trial = [(32, False), (28, False), (24, False)]
+    assert forward.sizes == backward.sizes == trial + plain.sizes
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, forward.state_dict()[name]), name
+        assert torch.equal(value, backward.state_dict()[name]), name
+
+
+def test_the_trial_with_gradient_leaves_no_gradient():
+    module, callback = Stranger(), efficient(check="backward")
+    trainer = make_trainer(callback)
+    callback.stages = callback.plan(trainer)
+    callback.dry_run(trainer, module, [IMAGES, LABELS])
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("vit_tiny_patch16_224", {"dynamic_img_size": True, "depth": 1}),
+        ("deit_tiny_distilled_patch16_224", {"dynamic_img_size": True, "depth": 1, "embed_dim": 48}),
+        ("swin_tiny_patch4_window7_224", {"dynamic_img_size": True, "depths": (1, 1), "num_heads": (1, 1)}),
+        ("test_convnext", {}),
+        ("test_resnet", {}),
+        ("test_efficientnet", {}),
+    ],
+)  # fmt: skip
+def test_networks_of_timm_at_several_sizes(name, kwargs):
+    side = 64
+    if "vit" in name or "deit" in name or "swin" in name:
+        kwargs = {**kwargs, "img_size": side}
+    module = Stranger(timm.create_model(name, num_classes=3, **kwargs))
+    stages = [Stage(32, 1), Stage(64, 1)]
+    data = DataLoader(TensorDataset(torch.rand(4, 3, side, side), LABELS[:4]), batch_size=4)
+    callback = EfficientTrain(stages, base_size=side, check="backward")
+    trainer = make_trainer(callback, max_epochs=2)
+    before = copy.deepcopy(module.net.state_dict())
+    trainer.fit(module, data)
+    assert module.seen["train"] == [32, 64]
+    assert any(not torch.equal(value, before[key]) for key, value in module.net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 1}, r"fails on images of 96 x 96.*build it with dynamic_img_size=True"),
+        ("beit_base_patch16_224", {"depth": 1}, r"fails on images of 96 x 96"),
+        ("mixer_s32_224", {}, r"fails on images of 96 x 96"),
+    ],
+)
+def test_networks_of_one_size_are_refused_before_the_first_step(name, kwargs, message):
+    module = Stranger(timm.create_model(name, num_classes=3, img_size=128, **kwargs))
+    data = DataLoader(TensorDataset(torch.rand(2, 3, 128, 128), LABELS[:2]), batch_size=2)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(EfficientTrain([Stage(96, 1), Stage(128, 1)], base_size=128), max_epochs=2).fit(module, data)
+    assert module.seen["train"] == []
+
+
+def test_modules_that_cannot_be_tried_are_trained_all_the_same():
+    class NoForward(Stranger):
+        def forward(self, images, labels):
+            return self.net(images)
+
+        def training_step(self, batch, batch_idx):
+            self.seen["train"].append(batch[0].shape[-1])
+            return nn.functional.cross_entropy(self(*batch), batch[1])
+
+    module = NoForward()
+    with pytest.warns(UserWarning, match="cannot try the sizes"):
+        make_trainer(efficient()).fit(module, loader())
+    assert module.seen["train"] == TWO_BATCHES_AN_EPOCH
+
+
+# Plans that do not fit ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "trainer", "message"),
+    [
+        ({"base_size": 64}, {}, r"no images with a side of base_size=64 .* float32 \(4, 3, 32, 32\), int64 \(4,\)"),
+        (
+            {"curriculum": "etpp", "total": 9},
+            {},
+            r"has 2\d epochs, but the Trainer has max_epochs=5: use max_epochs=2\d",
+        ),
+        ({"curriculum": [Stage(16, 1), Stage(32, 2)]}, {}, "has 3 epochs, but the Trainer has max_epochs=5"),
+        ({}, {"max_epochs": -1, "max_steps": 3}, "max_epochs=-1 of the Trainer says no length"),
+        ({"base_size": 30}, {}, "base_size=30 is no multiple of divisor=4"),
+    ],
+)
+def test_plans_that_do_not_fit(kwargs, trainer, message):
+    module = Stranger()
+    with pytest.raises(ValueError, match=message):
+        make_trainer(efficient(**kwargs), **trainer).fit(module, loader())
+    assert module.seen["train"] == []
+
+
+def test_uint8_images_are_named():
+    data = DataLoader(TensorDataset((IMAGES * 255).to(torch.uint8), LABELS), batch_size=4)
+    with pytest.raises(ValueError, match=r"uint8 \(4, 3, 32, 32\).*float images"):
+        make_trainer(efficient()).fit(Stranger(), data)
+
+
+def test_another_length_of_efficienttrain_is_a_warning():
+    module = Stranger()
+    with pytest.warns(UserWarning, match="has 3 epochs, but the Trainer has max_epochs=5"):
+        make_trainer(efficient(total=3)).fit(module, loader())
+    assert module.seen["train"] == [24, 24, 28, 28, 32, 32, 32, 32, 32, 32]
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="'et2' is unknown; known are et, etpp"):
+        EfficientTrain("et2")
+    with pytest.raises(ValueError, match="belongs to a named curriculum"):
+        EfficientTrain([Stage(16, 1)], total=3)
+    with pytest.raises(ValueError, match="has no set_magnitude"):
+        EfficientTrain(augment="m9")
+
+
+def test_the_plan_is_printed():
+    callback = efficient()
+    callback.stages = callback.plan(make_trainer())
+    lines = callback.describe().splitlines()
+    assert lines[1].split() == ["0", "to", "0", "24", "1", "0.56"]
+    assert lines[-1] == "5 epochs cost 3.45 epochs of full-size images."
+
+
+def test_stages_from_the_command_line_are_dicts():
+    callback = efficient(curriculum=[{"size": 16, "equivalent_epochs": 1}, {"size": 32, "epochs": 1}])
+    assert callback.plan(make_trainer()) == [Stage(16, 4), Stage(32, 1)]
