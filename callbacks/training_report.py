@@ -233,7 +233,7 @@ def summarise(history: History) -> dict[str, dict[str, float]]:
     best: dict[str, float] = {}
     for row in history.values():
         final.update(row)
-    for name in final:
+    for name in sorted(final):
         if name.startswith("val") and (is_accuracy(name) or is_loss(name)):
             values = [row[name] for row in history.values() if name in row]
             best[name] = max(values) if is_accuracy(name) else min(values)
