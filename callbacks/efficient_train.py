@@ -14,17 +14,19 @@ the crop acts on the batch on its device, after the module's and the datamodule'
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from zoo.callbacks.position_tables import PositionTables
 from zoo.functional import downsample
 from zoo.functional.curriculum import PRESETS, Scale, Stage, curriculum, equivalent_epochs, stage_at, with_epochs
 from zoo.functional.low_frequency import Downsampling, Nyquist
@@ -62,6 +64,10 @@ class EfficientTrain(Callback):
         augment: The transform whose ``set_magnitude`` is called. Default: found as said above; False for none.
         key: Name or position, in the batch, of what is to be cropped. Default: every float tensor of shape
             (B, C, H, W) with the side ``base_size``.
+        positions: What becomes of position tables: "dynamic" leaves them alone, so the network must take several sizes
+            (timm's ``dynamic_img_size=True``); "resample" interpolates those of timm's ViT, DeiT and Swin, and the
+            optimizer's moments of them, at the start of a stage, as the official code does. It needs one process,
+            ``evaluation="stage"``, and no averaging of weights.
         evaluation: "full" validates on whole images; "stage" on images of the stage's size, as the official code does.
         check: What runs before the first step: "forward", "backward" (the gradient of the outputs too, which shows the
             memory of a training step), or False.
@@ -95,6 +101,7 @@ class EfficientTrain(Callback):
         divisor: int | None = None,
         augment: Any | None = None,
         key: str | int | None = None,
+        positions: Literal["dynamic", "resample"] = "dynamic",
         evaluation: Literal["full", "stage"] = "full",
         check: Literal["forward", "backward", False] = "forward",
     ) -> None:
@@ -104,6 +111,8 @@ class EfficientTrain(Callback):
             raise ValueError(f"total={total} belongs to a named curriculum; the stages of a list say their own length.")
         if augment not in (None, False) and not hasattr(augment, "set_magnitude"):
             raise ValueError(f"augment={augment!r} has no set_magnitude; use zoo.datamodules.ScheduledRandAugment.")
+        if positions == "resample" and evaluation == "full":
+            raise ValueError("positions='resample' fits the network to one size at a time: use evaluation='stage'.")
         self.curriculum = curriculum
         self.total = total
         self.base_size = base_size
@@ -113,12 +122,14 @@ class EfficientTrain(Callback):
         self.divisor = divisor
         self.augment = augment
         self.key = key
+        self.positions = positions
         self.evaluation = evaluation
         self.check = check
         self.stages: list[Stage] = []
         self._resumed_epoch = 0
         self._checked = False
-        self._restore: Callable[[], None] | None = None
+        self._tables: PositionTables | None = None
+        self._undo: list[Callable[[], None]] = []
 
     # The plan --------------------------------------------------------------------------------------------------------
 
@@ -128,18 +139,43 @@ class EfficientTrain(Callback):
             return
         self.stages = self.plan(trainer)
         self._checked = False
-        strategy: Any = trainer.strategy
-        own, transfer = vars(strategy).get("batch_to_device"), strategy.batch_to_device
+        self._stand_in(trainer.strategy, "batch_to_device", lambda own: self._cropping(own, trainer, pl_module))
+        if self.positions == "resample":
+            if trainer.world_size > 1:
+                raise ValueError("positions='resample' replaces parameters, which other processes would not notice.")
+            if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+                raise ValueError("positions='resample' replaces parameters, which averaged weights do not follow.")
+            tables = self._tables = PositionTables(pl_module)
+            sizes = [stage.size for stage in self.stages]
+
+            def fitting(own: Callable[[Any], None]) -> Callable[[Any], None]:
+                def on_load_checkpoint(checkpoint: Any) -> None:
+                    tables.fit(pl_module, checkpoint["state_dict"], sizes)
+                    own(checkpoint)
+
+                return on_load_checkpoint
+
+            self._stand_in(pl_module, "on_load_checkpoint", fitting)
+
+    def _stand_in(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+        """Put what ``make`` returns in the place of a method, until the end of the fit."""
+        before = vars(owner).get(name)
+
+        def undo() -> None:
+            vars(owner).pop(name, None)
+            if before is not None:  # somebody else stands there too
+                setattr(owner, name, before)
+
+        setattr(owner, name, make(getattr(owner, name)))
+        self._undo.append(undo)
+
+    def _cropping(self, transfer: Callable[..., Any], trainer: Trainer, pl_module: LightningModule) -> Any:
+        """Return a transfer of batches to the device that crops too."""
 
         def transfer_and_crop(batch: Any, *args: Any, **kwargs: Any) -> Any:
             return self.change(trainer, pl_module, transfer(batch, *args, **kwargs))
 
-        def restore() -> None:
-            vars(strategy).pop("batch_to_device", None)
-            if own is not None:  # another callback stands there too
-                strategy.batch_to_device = own
-
-        strategy.batch_to_device, self._restore = transfer_and_crop, restore
+        return transfer_and_crop
 
     def plan(self, trainer: Any) -> list[Stage]:
         """Return the stages, or say why they do not fit the Trainer."""
@@ -204,6 +240,8 @@ class EfficientTrain(Callback):
         """Set the strength of the augmentation, and log the stage."""
         stage = stage_at(self.stages, trainer.current_epoch)
         self._set_magnitude(trainer.current_epoch)
+        if self._tables is not None:
+            self._tables.resize(stage.size, trainer.optimizers)
         values = {"curriculum/size": float(self.size(stage))}
         if stage.magnitude is not None and self.augment:
             values["curriculum/magnitude"] = float(stage.magnitude)
@@ -302,13 +340,17 @@ class EfficientTrain(Callback):
             for size in sorted({stage.size for stage in self.stages}, reverse=True):
                 smaller = images if size == self.base_size else self.shrink(images, size)
                 try:
-                    with trainer.precision_plugin.forward_context():
+                    with self.tables_at(size), trainer.precision_plugin.forward_context():
                         self.try_once(pl_module, smaller)
                 except NotImplementedError:
                     rank_zero_warn("EfficientTrain cannot try the sizes: the module has no forward. check=False.")
                     return
                 except Exception as error:  # networks refuse a size by errors of every kind
                     raise ValueError(refusal(pl_module, smaller, error)) from error
+
+    def tables_at(self, size: int) -> AbstractContextManager[None]:
+        """Return a context in which the network takes a size."""
+        return nullcontext() if self._tables is None else self._tables.at(size)
 
     def try_once(self, pl_module: LightningModule, images: Tensor) -> None:
         """Run the module, and the gradient if it is wanted, without touching ``.grad``."""
@@ -324,11 +366,16 @@ class EfficientTrain(Callback):
 
     # The end ---------------------------------------------------------------------------------------------------------
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fit the network to full-size images, if the last stage had others."""
+        if self._tables is not None:
+            self._tables.resize(self.base_size, trainer.optimizers)
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the Trainer its own transfer back."""
-        if self._restore is not None:
-            self._restore()
-        self._restore, self._resumed_epoch = None, 0
+        """Give the Trainer and the module their own methods back."""
+        for undo in reversed(self._undo):
+            undo()
+        self._undo, self._tables, self._resumed_epoch = [], None, 0
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Undo as after a fit: Lightning does not call ``teardown`` after an exception."""
