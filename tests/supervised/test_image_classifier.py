@@ -22,7 +22,7 @@ from zoo.datamodules.sources import Synthetic
 from zoo.nn import CosineWithWarmup, create_backbone
 from zoo.supervised.image_classifier import build_head, parameter_groups
 
-VIT = {"backbone": "test_vit", "backbone_args": {"img_size": 16, "patch_size": 8}}
+VIT = {"backbone": "test_vit", "backbone_args": {"img_size": 16, "patch_size": 8, "depth": 2}}
 REGULARISED = {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.5, "drop_path": 0.3, "label_smoothing": 0.1}
 
 
