@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,19 @@ import pytest
 import yaml
 
 from zoo.cli import catalogue, provenance, render, results
-from zoo.cli.claims import Claim, Order, Published, Ratio, Rule, Run, Within, claim_names, load_claim, read_claim
+from zoo.cli.claims import (
+    Claim,
+    NoWorse,
+    Order,
+    Published,
+    Ratio,
+    Rule,
+    Run,
+    Within,
+    claim_names,
+    load_claim,
+    read_claim,
+)
 from zoo.cli.main import main
 from zoo.cli.messages import CommandError
 from zoo.cli.reproduce import reproduce
@@ -384,6 +397,11 @@ ALL = {"a": [90, 92], "b": [80, 80], "c": [79, 81]}
         (Rule(ratio=Ratio("m", "a", "b", at_least=1.13)), ALL, "holds"),  # 91 / 80 = 1.1375
         (Rule(ratio=Ratio("m", "a", "b", at_least=1.14)), ALL, "does not hold"),
         (Rule(ratio=Ratio("m", "b", "a", at_most=0.87)), ALL, "does not hold"),  # 0.879
+        (Rule(no_worse=NoWorse("m", "c", "b")), ALL, "holds"),  # as good
+        (Rule(no_worse=NoWorse("m", "b", "c")), {**ALL, "c": [80, 82]}, "holds"),  # 80 is 1 below 81 +- 1.41
+        (Rule(no_worse=NoWorse("m", "b", "c")), {**ALL, "c": [82, 82]}, "does not hold"),
+        (Rule(no_worse=NoWorse("m", "b", "a", margin=11)), ALL, "holds"),
+        (Rule(no_worse=NoWorse("m", "b", "a", margin=10.9)), ALL, "does not hold"),
         (Rule(within=Within(1.0), order=Order("m", ["b", "a"])), ALL, "does not hold"),  # all must hold
         (Rule(order=Order("m", ["a", "b"])), {**ALL, "c": [79]}, "partly run 5 of 6"),
         (Rule(order=Order("m", ["a", "b"])), {}, "needs 8 GPUs"),
@@ -393,6 +411,25 @@ ALL = {"a": [90, 92], "b": [80, 80], "c": [79, 81]}
 def test_state_follows_the_rule(rule, numbers, expected):
     published = [Published("a", "m", 92.0, "table 1")]
     assert results.state(claim(rule=rule, published=published, state="needs 8 GPUs"), table(**numbers)) == expected
+
+
+def test_curves_are_kept_beside_the_results_and_drawn_again_without_the_runs(home, capsys):
+    path = catalogue.CONFIGS / "claims/x.yaml"
+    path.write_text(yaml.safe_dump({**CONTENT, "curve": {"x": "time/train_seconds", "y": "test/acc"}}))
+    script = Path("fit.py").read_text()
+    log = "epoch,time/train_seconds,test/acc\n0,1.5,0.5\n0,1.5,\n1,3,0.75\n"
+    Path("fit.py").write_text(f"{script}\n(folder / 'metrics.csv').write_text({log!r})\n")
+    assert main(["reproduce", "x"]) == 0
+    kept = Path("results/x.curves.csv").read_text()
+    assert kept.splitlines()[:3] == ["run,seed,epoch,x,y", "high,0,0,1.5,0.5", "high,0,1,3,0.75"]
+    assert len(kept.splitlines()) == 1 + 4 * 2  # the row without an accuracy is none
+    picture = Path("results/x.curves.png")
+    drawn = picture.read_bytes()
+    picture.unlink()
+    shutil.rmtree("runs")
+    assert main(["reproduce", "--render"]) == 0
+    assert picture.read_bytes() == drawn
+    assert Path("results/x.curves.csv").read_text() == kept
 
 
 def test_mean_and_spread():
@@ -447,7 +484,7 @@ def test_a_row_may_have_some_of_the_metrics(home):
             "runs[0].recipe: no recipe is named family/y; did you mean",
         ),
         ({"runs": [{"name": "a/b", "recipe": "family/x"}]}, "runs[0].name: 'a/b' cannot name a folder"),
-        ({"rule": {}}, "rule is empty; choose from within, order, ratio"),
+        ({"rule": {}}, "rule is empty; choose from within, order, ratio, no_worse"),
         ({"rule": {"withn": {"tolerance": 1}}}, "rule: unknown key withn; did you mean within?"),
         ({"rule": {"within": 1}}, "rule.within: expected the keys tolerance, found 1"),
         ({"published": []}, "rule.within compares with published values, but published is empty"),
@@ -461,6 +498,8 @@ def test_a_row_may_have_some_of_the_metrics(home):
             {"rule": {"ratio": {"metric": ACCURACY, "run": "high", "baseline": "low"}}},
             "no bound; give at_least or at_most",
         ),
+        ({"rule": {"no_worse": {"metric": ACCURACY, "run": "hihg", "baseline": "low"}}}, "did you mean high"),
+        ({"curve": {"x": "a", "y": "b", "runs": ["hgh"]}}, "curve.runs names hgh; did you mean high"),
         ({"name": "y"}, "remove the key name"),
         ({"metrics": "accuracy"}, "metrics: expected a list, found 'accuracy'"),
     ],

@@ -107,12 +107,45 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class NoWorse:
+    """The mean of one row is at least that of another, less a margin.
+
+    Attributes:
+        metric: One of the claim's metrics; higher is better.
+        run: Name of the row that must not be worse.
+        baseline: Name of the row it is compared with.
+        margin: In the metric's unit. Default: the spread, which is the larger standard deviation of the two rows.
+    """
+
+    metric: str
+    run: str
+    baseline: str
+    margin: float | None = None
+
+
+@dataclass(frozen=True)
 class Rule:
     """What decides; where several are given, all must hold."""
 
     within: Within | None = None
     order: Order | None = None
     ratio: Ratio | None = None
+    no_worse: NoWorse | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A picture of one logged metric over another, drawn beside the table.
+
+    Attributes:
+        x: Name of a column of the runs' ``metrics.csv``, such as ``time/train_seconds``.
+        y: Another one, such as ``test/acc``; accuracies are shown in percent.
+        runs: Names of the rows to show. Default: all.
+    """
+
+    x: str
+    y: str
+    runs: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -130,6 +163,7 @@ class Claim:
         paper: Citation.
         description: What is checked, and what is not.
         published: Values the paper reports.
+        curve: A picture of what the runs logged on their way.
         state: Said instead of "not run" while there is no result, such as "not run here (needs ImageNet and 8 GPUs)".
     """
 
@@ -143,6 +177,7 @@ class Claim:
     paper: str = ""
     description: str = ""
     published: list[Published] = dataclasses.field(default_factory=list)
+    curve: Curve | None = None
     state: str = ""
 
     def metrics_of(self, run: Run) -> list[str]:
@@ -219,7 +254,7 @@ def _check_names(claim: Claim, rows: list[str], where: str) -> None:
     """Refuse a rule or published value that refers to a row or metric the claim does not have."""
     rule = claim.rule
     if rule == Rule():
-        raise CommandError(f"{where}: rule is empty; choose from within, order, ratio")
+        raise CommandError(f"{where}: rule is empty; choose from within, order, ratio, no_worse")
     if rule.within and not claim.published:
         raise CommandError(f"{where}: rule.within compares with published values, but published is empty")
     if rule.order and len(rule.order.runs) < 2:
@@ -232,6 +267,10 @@ def _check_names(claim: Claim, rows: list[str], where: str) -> None:
         used.append(("rule.order", rule.order.runs, rule.order.metric))
     if rule.ratio:
         used.append(("rule.ratio", [rule.ratio.run, rule.ratio.baseline], rule.ratio.metric))
+    if rule.no_worse:
+        used.append(("rule.no_worse", [rule.no_worse.run, rule.no_worse.baseline], rule.no_worse.metric))
+    if claim.curve and (unknown := [name for name in claim.curve.runs if name not in rows]):
+        raise CommandError(f"{where}: curve.runs names {unknown[0]}; {nearest(unknown[0], rows)}")
     for key, names, metric in used:
         for name in names:
             if name not in rows:

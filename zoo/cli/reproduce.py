@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoo.cli import provenance, render, results
+from zoo.cli import curves, provenance, render, results
 from zoo.cli.claims import Claim, claim_names, load_claim
 from zoo.cli.messages import CommandError, Parser, nearest, print_table
-from zoo.cli.results import label
+from zoo.cli.results import Record, label
 from zoo.cli.runner import FIT, RUNS, Job, RunFailedError, Runner, portable
 from zoo.functional import write_atomically
 
@@ -74,8 +74,20 @@ def _conclude(claim: Claim, path: Path, overrides: Sequence[str]) -> None:
         print(f"A trial with {typed}: it does not count for the claim.")
     print(f"{claim.name}: {results.state(claim, counted)}")
     if counted:
-        write_atomically(path.with_suffix(".png"), render.picture(claim, counted))
-        print(f"Written: {path}, {path.with_suffix('.constraints.txt').name}, {path.with_suffix('.png').name}")
+        written = [path.name, path.with_suffix(".constraints.txt").name, *_draw(claim, path, counted)]
+        print(f"Written to {path.parent}: {', '.join(written)}")
+
+
+def _draw(claim: Claim, path: Path, records: list[Record]) -> list[str]:
+    """Draw a claim's pictures beside its CSV file, and return the names of the files."""
+    write_atomically(path.with_suffix(".png"), render.picture(claim, records))
+    names = [path.with_suffix(".png").name]
+    table = path.with_suffix(".curves.csv")
+    if claim.curve and (points := curves.collect(claim, records, results.read_records(table))):
+        write_atomically(table, curves.as_csv(points))
+        write_atomically(path.with_suffix(".curves.png"), curves.picture(claim, points))
+        names += [table.name, path.with_suffix(".curves.png").name]
+    return names
 
 
 def command(args: list[str]) -> int:
@@ -143,7 +155,7 @@ def _render(results_folder: Path, check: bool) -> int:
         path = results_folder / f"{claim.name}.csv"
         records = results.counted(claim, results.read_records(path))
         if records and not check:
-            write_atomically(path.with_suffix(".png"), render.picture(claim, records))
+            _draw(claim, path, records)
     changed = render.render_documents(Path(), results_folder, write=not check)
     for document in changed:
         print(f"{document} is out of date; zoo reproduce --render" if check else f"{document} updated")

@@ -147,6 +147,13 @@ def checks(claim: Claim, records: list[Record]) -> list[Check]:
         quotient = measured(ratio.run, ratio.metric) / below if below else math.nan
         holds = ratio.at_least <= quotient <= ratio.at_most
         found.append(_check(ratio.run, ratio.metric, quotient, holds, f"{quotient:.2f} x {ratio.baseline}"))
+    if rule := claim.rule.no_worse:
+        gap = measured(rule.run, rule.metric) - measured(rule.baseline, rule.metric)
+        margin = rule.margin
+        if margin is None:
+            spreads = [std(values(records, name, rule.metric)) for name in (rule.run, rule.baseline)]
+            margin = max(spread for spread in [0.0, *spreads] if not math.isnan(spread))
+        found.append(_check(rule.run, rule.metric, gap, gap >= -margin - 1e-9, f"{gap:+.2f} to {rule.baseline}"))
     return found
 
 
@@ -166,6 +173,9 @@ def describe(rule: Rule) -> str:
         bounds = [f"at least {ratio.at_least:g}"] * (ratio.at_least > -math.inf)
         bounds += [f"at most {ratio.at_most:g}"] * (ratio.at_most < math.inf)
         words.append(f"{label(ratio.metric)} of {ratio.run} is {' and '.join(bounds)} x that of {ratio.baseline}")
+    if no_worse := rule.no_worse:
+        margin = "the spread" if no_worse.margin is None else f"{no_worse.margin:g}"
+        words.append(f"{no_worse.run} is at most {margin} below {no_worse.baseline} in {label(no_worse.metric)}")
     return "; ".join(words)
 
 
