@@ -73,13 +73,14 @@ class EpochLoader(DataLoader[Any]):
         self.seed = seed
         self.epoch = epoch
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Any]:
+        # A generator: Lightning may ask for the iterator of a resumed fit before it knows the epoch, and draw later.
         epoch = self.epoch()
         if isinstance(self.sampler, ShardSampler):
             self.sampler.set_epoch(epoch)
         rank = getattr(self.sampler, "rank", 0)
         self.generator.manual_seed(mix_seeds(self.seed, epoch, rank))
-        return super().__iter__()
+        yield from super().__iter__()
 
 
 def shard_loader(

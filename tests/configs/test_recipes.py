@@ -23,15 +23,19 @@ RECIPES = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.pa
 # The beginning of a timm name, and the smallest network of that family.
 SIBLINGS = {
     "convnext": "test_convnext",
+    "deit": "test_vit",
     "efficientnet": "test_efficientnet",
     "resnet": "test_resnet",
+    "swin": "swin_tiny_patch4_window7_224",  # timm has none for tests: narrow and shallow, see below
     "test_": "test_efficientnet",
     "tf_efficientnet": "test_efficientnet",
     "vit": "test_vit",
 }
 
-# Recipe, and the number of class folders below the ``root`` of its source.
-FOLDERS = {"simplecil_imagenet_r": 200}
+NARROW = {"swin": {"depths": (1, 1), "num_heads": (1, 1), "embed_dim": 16}}
+
+# Recipe, or the end of its name, and the number of class folders below the ``root`` of its source.
+FOLDERS = {"simplecil_imagenet_r": 200, "_imagenet": 1000}
 
 ON_THIS_MACHINE = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
 TWO_STEPS = [
@@ -74,7 +78,8 @@ def small_network(name: str, pretrained: bool = False, checkpoint_path: str = ""
     if sibling == "test_vit":
         config = timm.get_pretrained_cfg(name)
         kwargs.setdefault("img_size", config.input_size[-1])
-    return create_model(sibling, **kwargs)
+    # An argument that sets the width of a network is that of the recipe's own.
+    return create_model(sibling, **{**kwargs, **NARROW.get(name.partition("_")[0], {})})
 
 
 def build(recipe: Path) -> ZooCLI:
@@ -92,8 +97,9 @@ def make_folders(recipe: Path) -> None:
     source = yaml.safe_load(recipe.read_text())["data"].get("init_args", {}).get("source", {})
     if isinstance(source, dict) and source["class_path"].rpartition(".")[2] == "ImageFolders":
         arguments = source["init_args"]
+        number = next(number for name, number in FOLDERS.items() if recipe.stem.endswith(name))
         for split in (arguments.get("train", ""), arguments.get("test", "")):
-            for label in range(FOLDERS[recipe.stem]):
+            for label in range(number):
                 (Path(arguments["root"]) / split / f"class{label:03d}").mkdir(parents=True, exist_ok=True)
 
 
@@ -114,10 +120,11 @@ def twin(cli: ZooCLI) -> list[str]:
         options += ["--model.mode", "train"]
     if data.get("num_tasks") is not None:
         options += ["--data.num_tasks", str(min(2, data["num_tasks"]))]
-    return [
-        *options,
-        *(("--data.epochs_per_task", "1") if "epochs_per_task" in data else ("--trainer.max_epochs", "1")),
-    ]
+    if "epochs_per_task" in data:
+        return [*options, "--data.epochs_per_task", "1"]
+    # A curriculum insists on its own number of epochs: the run stops after the first.
+    batches = config["trainer"]["accumulate_grad_batches"]
+    return [*options, "--trainer.max_steps", str(1 if batches > 1 else 2)]
 
 
 def last_values(table: Path) -> dict[str, float]:

@@ -138,3 +138,19 @@ def test_iterating_leaves_the_global_random_state_alone(num_workers):
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.random.get_state()[1].tolist() == states[1]
     assert random.getstate() == states[2]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_epoch_is_asked_for_when_the_first_batch_is_drawn(num_workers):
+    """A resumed fit asks for the iterator before it knows its epoch, if the length of training is estimated."""
+    current = {"epoch": 0}
+
+    def loader():
+        data = Numbers(12)
+        sampler = ShardSampler(data, 1, 0, shuffle=True, seed=0, pad=False)
+        return EpochLoader(data, 0, lambda: current["epoch"], sampler=sampler, batch_size=4, num_workers=num_workers)
+
+    early = iter(loader())
+    current["epoch"] = 3
+    for one, other in zip(early, loader(), strict=True):
+        assert torch.equal(one[0], other[0])

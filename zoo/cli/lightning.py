@@ -78,6 +78,7 @@ def quieten() -> None:
         "is smaller than the logging interval",
         "Checkpoint directory .* exists and is not empty",
         "LightningCLI's args parameter is intended to run",
+        "You have overridden `on_after_batch_transfer`",  # ours is meant to be
         r"Found \d+ module\(s\) in eval mode",  # frozen networks are meant to be
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     ):

@@ -139,27 +139,30 @@ class CosineOverCompute(LRScheduler):
                 f"exact=True needs a named curriculum and a total of at least {WARMUP_EPOCHS}: the scripts warm up for "
                 f"{WARMUP_EPOCHS} epochs. Got curriculum={curriculum!r}, total={total}."
             )
-        self.stages = planned(curriculum, total, base_size, scale, divisor)
+        stages = planned(curriculum, total, base_size, scale, divisor)
+        # All attributes are saved with the schedule, so they are plain numbers.
+        self.sizes = [stage.size for stage in stages]
+        self.lengths = [stage.epochs or 0 for stage in stages]
         self.total = total
         self.name = name
         self.base_size = base_size
         self.warmup_share = warmup_share
         self.final_ratio = final_ratio
         self.exact = exact
-        self.ends = list(accumulate(stage.epochs or 0 for stage in self.stages))
-        self.costs = [0.0, *accumulate((stage.epochs or 0) * stage.size**2 for stage in self.stages)]
+        self.ends = list(accumulate(self.lengths))
+        self.costs = [0, *accumulate(n * size**2 for n, size in zip(self.lengths, self.sizes, strict=True))]
         self.steps_per_epoch = max(1.0, num_steps / self.ends[-1])
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each group at this step."""
         epoch = self.last_epoch / self.steps_per_epoch
-        index = min(bisect_right(self.ends, epoch), len(self.stages) - 1)
-        into_stage = epoch - (self.ends[index] - (self.stages[index].epochs or 0))
+        index = min(bisect_right(self.ends, epoch), len(self.ends) - 1)
+        into_stage = epoch - (self.ends[index] - self.lengths[index])
         if self.exact:
             factor = self.exact_factor(index, into_stage)
         else:
-            spent = self.costs[index] + into_stage * self.stages[index].size ** 2
+            spent = self.costs[index] + into_stage * self.sizes[index] ** 2
             factor = cosine_with_warmup(spent / self.costs[-1], self.warmup_share, self.final_ratio)
         return [factor * rate for rate in self.base_lrs]
 
@@ -173,10 +176,10 @@ class CosineOverCompute(LRScheduler):
         assert self.name is not None
         assert self.total is not None
         if PRESETS[self.name].by_compute:
-            spans = compute_spans(self.total, [stage.size for stage in self.stages], self.base_size)
+            spans = compute_spans(self.total, self.sizes, self.base_size)
             start, _, length = spans[index]
         else:
-            start, length = self.ends[index] - (self.stages[index].epochs or 0), int(self.total)
+            start, length = self.ends[index] - self.lengths[index], int(self.total)
         warmup = int(0.2 * length) if self.name == "etpp-deit" else WARMUP_EPOCHS
         step, rising = (start + into_stage) * self.steps_per_epoch, warmup * self.steps_per_epoch
         if step < rising - 1e-9:
