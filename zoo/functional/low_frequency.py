@@ -150,7 +150,7 @@ def by_matmul(images: Tensor, rows: int, columns: int, nyquist: Nyquist) -> Tens
     wave_across = nyquist_wave(width, columns, images.dtype, images.device)
     corner = (images @ wave_across) @ wave_down / (height * width)
     signs = 1 - 2 * ((torch.arange(rows)[:, None] + torch.arange(columns)) % 2).to(corner)
-    return cropped - corner[..., None, None] * signs
+    return torch.addcmul(cropped, corner[..., None, None], signs, value=-1)
 
 
 def by_fft(images: Tensor, rows: int, columns: int, nyquist: Nyquist) -> Tensor:
