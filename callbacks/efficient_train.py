@@ -14,7 +14,7 @@ the crop acts on the batch on its device, after the module's and the datamodule'
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any, Literal
 
@@ -22,11 +22,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from zoo.callbacks.position_tables import PositionTables
+from zoo.callbacks.trial import refusal, run_once, tensors_of, without_trace
 from zoo.functional import downsample
 from zoo.functional.curriculum import PRESETS, Scale, Stage, curriculum, equivalent_epochs, stage_at, with_epochs
 from zoo.functional.low_frequency import Downsampling, Nyquist
@@ -336,12 +336,12 @@ class EfficientTrain(Callback):
         except TypeError:
             rank_zero_warn("EfficientTrain cannot try the sizes: forward does not take images alone. check=False.")
             return
-        with as_it_was(pl_module):
+        with without_trace(pl_module):
             for size in sorted({stage.size for stage in self.stages}, reverse=True):
                 smaller = images if size == self.base_size else self.shrink(images, size)
                 try:
                     with self.tables_at(size), trainer.precision_plugin.forward_context():
-                        self.try_once(pl_module, smaller)
+                        run_once(pl_module, smaller, with_gradient=self.check == "backward")
                 except NotImplementedError:
                     rank_zero_warn("EfficientTrain cannot try the sizes: the module has no forward. check=False.")
                     return
@@ -351,18 +351,6 @@ class EfficientTrain(Callback):
     def tables_at(self, size: int) -> AbstractContextManager[None]:
         """Return a context in which the network takes a size."""
         return nullcontext() if self._tables is None else self._tables.at(size)
-
-    def try_once(self, pl_module: LightningModule, images: Tensor) -> None:
-        """Run the module, and the gradient if it is wanted, without touching ``.grad``."""
-        if self.check == "forward":
-            with torch.no_grad():
-                pl_module(images)
-            return
-        with torch.enable_grad():
-            outputs = [tensor for tensor in tensors_of(pl_module(images)) if tensor.requires_grad]
-            learned = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
-            if outputs and learned:
-                torch.autograd.grad([output.sum() for output in outputs], learned, allow_unused=True)
 
     # The end ---------------------------------------------------------------------------------------------------------
 
@@ -391,53 +379,6 @@ def find_scheduled(transform: Any) -> Any | None:
     return next((found for part in parts if (found := find_scheduled(part)) is not None), None)
 
 
-def tensors_of(value: Any) -> list[Tensor]:
-    """Return every tensor of nested containers."""
-    found: list[Tensor] = []
-    apply_to_collection(value, Tensor, found.append)
-    return found
-
-
 def describe_tensors(tensors: Sequence[Tensor]) -> str:
     """Return types and shapes as an error text shows them."""
     return ", ".join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tensors) or "no tensor"
-
-
-@contextmanager
-def as_it_was(module: nn.Module) -> Iterator[None]:
-    """Run a module in evaluation mode and give it back its modes, its buffers, and everybody the random state."""
-    modes = {part: part.training for part in module.modules()}
-    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    try:
-        with isolate_rng():
-            module.eval()
-            yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-
-
-def refusal(module: nn.Module, images: Tensor, error: Exception) -> str:
-    """Return what a person can do if a module does not take a size."""
-    height, width = images.shape[-2:]
-    reason = (str(error).strip() or repr(error)).splitlines()[0]
-    if isinstance(error, torch.OutOfMemoryError):
-        advice = "make the batch smaller"
-    elif any(getattr(part, "strict_img_size", False) for part in module.modules()):
-        advice = (
-            "the network insists on one size: build it with dynamic_img_size=True (timm's ViT, DeiT and Swin; in "
-            "zoo.ImageClassifier by backbone_args), and use sizes that are multiples of its patch"
-        )
-    else:
-        advice = (
-            "choose sizes that the network's strides or windows divide (divisor, or stages of your own), or a network "
-            "that takes several sizes: timm's ViT, DeiT and Swin with dynamic_img_size=True, ConvNeXt, ResNet, "
-            "EfficientNet. MaxViT, BEiT, Mixer, CaiT and LeViT take one only"
-        )
-    return (
-        f"The network fails on images of {height} x {width}, which the curriculum asks for "
-        f"({type(error).__name__}: {reason}). To cure it, {advice}. check=False leaves this trial out."
-    )

@@ -73,7 +73,7 @@ class EpochLoader(DataLoader[Any]):
         self.seed = seed
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Any:
         # A generator: Lightning may ask for the iterator of a resumed fit before it knows the epoch, and draw later.
         epoch = self.epoch()
         if isinstance(self.sampler, ShardSampler):

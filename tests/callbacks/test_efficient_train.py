@@ -124,11 +124,13 @@ COLLATE = {
         "a": [{"x": torch.utils.data.default_collate(samples)[0]}, "name"],
         "y": torch.utils.data.default_collate(samples)[1],
     },
+    "tensor": lambda samples: torch.utils.data.default_collate(samples)[0],
     "dataclass": lambda samples: DataBatch(*torch.utils.data.default_collate(samples)),
 }
 UNPACK = {
     "named tuple": lambda batch: (batch.image, batch.labels),
     "dict": lambda batch: (batch["x"], batch["y"]),
+    "tensor": lambda batch: (batch, LABELS[:4]),
     "nested": lambda batch: (batch["a"][0]["x"], batch["y"]),
     "dataclass": lambda batch: (batch.image, batch.label),
 }
@@ -255,6 +257,38 @@ def test_after_the_modules_own_hook():
     module = WithHook()
     make_trainer(efficient()).fit(module, loader())
     assert module.seen["train"] == TWO_BATCHES_AN_EPOCH
+
+
+class MaskedAutoencoder(L.LightningModule):
+    """A module without labels, whose targets, positions and mask follow the size of the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(3 * 4 * 4, 8)
+        self.decoder = nn.Linear(8, 3 * 4 * 4)
+        self.grids: list[int] = []
+
+    def forward(self, images):
+        patches = nn.functional.unfold(images, 4, stride=4).mT
+        angles = torch.arange(patches.shape[1], device=images.device)[:, None] / torch.tensor(
+            [1.0, 10.0, 100.0, 1000.0]
+        )
+        positions = torch.cat([angles.sin(), angles.cos()], dim=1)
+        visible = torch.rand(patches.shape[:2]).argsort(dim=1)[:, : patches.shape[1] // 4, None] == 0
+        return nn.functional.mse_loss(self.decoder(self.encoder(patches) + positions), patches) + 0 * visible.sum()
+
+    def training_step(self, images, batch_idx):
+        self.grids.append(images.shape[-1] // 4)
+        return self(images)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_masked_autoencoder_takes_the_curriculum_of_sizes():
+    module = MaskedAutoencoder()
+    make_trainer(efficient(augment=False)).fit(module, loader(COLLATE["tensor"]))
+    assert module.grids == [6] * 6 + [7] * 2 + [8] * 2
 
 
 def fit_in_two_processes(folder: str) -> None:

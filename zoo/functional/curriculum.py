@@ -23,7 +23,7 @@ Scale: TypeAlias = Literal["all", "last"]
 class Stage:
     """A stretch of training at one image size.
 
-    Attributes:
+    Args:
         size: Side of the images in pixels; of the shorter side where they are no squares.
         epochs: Number of epochs.
         equivalent_epochs: Instead of ``epochs``: the cost, in epochs of full-size images.
@@ -164,7 +164,12 @@ def equivalent_epochs(stages: Sequence[Stage], base_size: int = 224, epochs: int
 
 
 def stage_at(stages: Sequence[Stage], epoch: int) -> Stage:
-    """Return the stage of an epoch, counted from 0; beyond the plan it is the last one."""
+    """Return the stage of an epoch.
+
+    Args:
+        stages: The curriculum, with whole epochs.
+        epoch: Counted from 0; beyond the plan it is the last stage's.
+    """
     for stage in stages:
         epoch -= stage.epochs or 0
         if epoch < 0:
