@@ -54,7 +54,7 @@ class KNNEvaluation(Callback):
         AttributeError: If the module has no such part.
 
     Source:
-        Wu et al., "Unsupervised Feature Learling via Non-Parametric Instance Discrimination", CVPR 2018, weighted kNN.
+        Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, weighted kNN.
     """
 
     def __init__(

@@ -227,10 +227,12 @@ class ImageClassifier(L.LightningModule):
             if metric is not None:
                 metric.reset()
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count the right answers."""
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Count the right answers, and return scores and labels for callbacks that want them."""
         images, labels = batch[:2]
-        self.count(self(images), labels)
+        scores = self(images)
+        self.count(scores, labels)
+        return {"scores": scores, "targets": labels}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torchmetrics cannot be compiled
     def count(self, scores: Tensor, labels: Tensor) -> None:
@@ -262,9 +264,9 @@ class ImageClassifier(L.LightningModule):
         """Forget what an interrupted evaluation counted."""
         self.on_validation_epoch_start()
 
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count the right answers."""
-        self.validation_step(batch, batch_idx, dataloader_idx)
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Count the right answers, and return scores and labels for callbacks that want them."""
+        return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         """Log loss and accuracies, also of each class."""
