@@ -15,6 +15,7 @@ the crop acts on the batch on its device, after the module's and the datamodule'
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from inspect import signature
 from typing import Any, Literal
 
@@ -128,6 +129,7 @@ class EfficientTrain(Callback):
         self.stages: list[Stage] = []
         self._resumed_epoch = 0
         self._checked = False
+        self._augment: Any | None = None
         self._tables: PositionTables | None = None
         self._undo: list[Callable[[], None]] = []
 
@@ -225,14 +227,17 @@ class EfficientTrain(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the augmentation and set its strength before loader workers fetch the first batches."""
+        self._augment = self.augment or None
         if self.augment is None and any(stage.magnitude is not None for stage in self.stages):
-            self.augment = find_scheduled(getattr(trainer.datamodule, "train_transform", None))  # type: ignore[attr-defined]
-            if self.augment is None:
+            self._augment = find_scheduled(getattr(trainer.datamodule, "train_transform", None))  # type: ignore[attr-defined]
+            if self._augment is None:
                 rank_zero_warn(
                     "EfficientTrain leaves the strength of the augmentation alone: the datamodule has no "
                     "train_transform with a set_magnitude. Use zoo.datamodules.ScheduledRandAugment there, or hand it "
                     "over as augment, or say augment=False."
                 )
+        if (own := getattr(self._augment, "magnitude", None)) is not None:
+            self._undo.append(partial(self._augment.set_magnitude, own))  # type: ignore[union-attr]
         self._set_magnitude(self._resumed_epoch)
         rank_zero_info("EfficientTrain\n%s", self.describe())
 
@@ -243,7 +248,7 @@ class EfficientTrain(Callback):
         if self._tables is not None:
             self._tables.resize(stage.size, trainer.optimizers)
         values = {"curriculum/size": float(self.size(stage))}
-        if stage.magnitude is not None and self.augment:
+        if stage.magnitude is not None and self._augment is not None:
             values["curriculum/magnitude"] = float(stage.magnitude)
         done = trainer.current_epoch + 1
         cost = equivalent_epochs(self.stages, self.base_size, done) if self.mode is not None else float(done)
@@ -251,8 +256,8 @@ class EfficientTrain(Callback):
 
     def _set_magnitude(self, epoch: int) -> None:
         magnitude = stage_at(self.stages, epoch).magnitude
-        if self.augment and magnitude is not None:
-            self.augment.set_magnitude(magnitude)
+        if self._augment is not None and magnitude is not None:
+            self._augment.set_magnitude(magnitude)
 
     # The images ------------------------------------------------------------------------------------------------------
 
@@ -360,10 +365,10 @@ class EfficientTrain(Callback):
             self._tables.resize(self.base_size, trainer.optimizers)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the Trainer and the module their own methods back."""
+        """Give the Trainer and the module their own methods back, and the augmentation its strength."""
         for undo in reversed(self._undo):
             undo()
-        self._undo, self._tables, self._resumed_epoch = [], None, 0
+        self._undo, self._tables, self._augment, self._resumed_epoch = [], None, None, 0
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Undo as after a fit: Lightning does not call ``teardown`` after an exception."""

@@ -394,6 +394,15 @@ def test_the_strength_grows_with_the_stages_in_workers_too(num_workers, tmp_path
     assert trainer.callback_metrics["curriculum/magnitude"] == 9
 
 
+def test_the_strength_is_given_back_and_found_anew_in_another_fit():
+    callback, first, second = efficient(augment=None), AugmentedData(), AugmentedData()
+    for data in (first, second):
+        module = Strengths()
+        make_trainer(callback).fit(module, data)
+        assert module.strengths[-1] == 9
+        assert data.train_transform.transforms[1].magnitude == 5
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_no_stale_strength_after_a_resume(num_workers, tmp_path):
     """Workers fetch the first batches before the epoch's first hook."""
