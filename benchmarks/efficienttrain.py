@@ -35,7 +35,8 @@ NETWORKS = {
     ),
     "ResNet-10, 16 to 64 channels": (
         56, (24, 40, 48, 56), "resnet18",
-        {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 64], "stem_type": "deep", "stem_width": 8, "output_stride": 8},
+        {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 64], "stem_type": "deep", "stem_width": 8,
+         "output_stride": 8},
     ),
     "DeiT-T": (224, (96, 160, 192, 224), "deit_tiny_patch16_224", {"dynamic_img_size": True}),
     "ResNet-18": (224, (96, 160, 192, 224), "resnet18", {}),
