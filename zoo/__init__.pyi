@@ -1,13 +1,27 @@
 from . import callbacks, datamodules, functional, metrics, nn
+from .continual.coda_prompt import CodaPrompt
+from .continual.dualprompt import DualPrompt
+from .continual.experience_replay import ExperienceReplay
+from .continual.l2p import L2P
 from .continual.nmc import NMC
+from .continual.oneprompt import OnePrompt
+from .continual.ovor import OVOR
+from .continual.sequential import SequentialFineTuning
 from .supervised.image_classifier import ImageClassifier
 from .supervised.linear_probe import LinearProbe
 
 __version__: str
 __all__ = [
+    "L2P",
     "NMC",
+    "OVOR",
+    "CodaPrompt",
+    "DualPrompt",
+    "ExperienceReplay",
     "ImageClassifier",
     "LinearProbe",
+    "OnePrompt",
+    "SequentialFineTuning",
     "__version__",
     "callbacks",
     "datamodules",

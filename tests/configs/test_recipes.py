@@ -28,14 +28,15 @@ SIBLINGS = {
     "resnet": "test_resnet",
     "swin": "swin_tiny_patch4_window7_224",  # timm has none for tests: narrow and shallow, see below
     "test_": "test_efficientnet",
+    "test_vit": "test_vit",
     "tf_efficientnet": "test_efficientnet",
     "vit": "test_vit",
 }
 
 NARROW = {"swin": {"depths": (1, 1), "num_heads": (1, 1), "embed_dim": 16}}
 
-# Recipe, or the end of its name, and the number of class folders below the ``root`` of its source.
-FOLDERS = {"simplecil_imagenet_r": 200, "_imagenet": 1000}
+# Part of a recipe's name, and the number of class folders below the ``root`` of its source; the first one counts.
+FOLDERS = {"_cub200": 200, "_imagenet_a": 200, "_imagenet_r": 200, "_imagenet": 1000}
 
 ON_THIS_MACHINE = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
 TWO_STEPS = [
@@ -97,7 +98,7 @@ def make_folders(recipe: Path) -> None:
     source = yaml.safe_load(recipe.read_text())["data"].get("init_args", {}).get("source", {})
     if isinstance(source, dict) and source["class_path"].rpartition(".")[2] == "ImageFolders":
         arguments = source["init_args"]
-        number = next(number for name, number in FOLDERS.items() if recipe.stem.endswith(name))
+        number = next(number for name, number in FOLDERS.items() if name in recipe.stem)
         for split in (arguments.get("train", ""), arguments.get("test", "")):
             for label in range(number):
                 (Path(arguments["root"]) / split / f"class{label:03d}").mkdir(parents=True, exist_ok=True)
@@ -120,6 +121,8 @@ def twin(cli: ZooCLI) -> list[str]:
         options += ["--model.mode", "train"]
     if data.get("num_tasks") is not None:
         options += ["--data.num_tasks", str(min(2, data["num_tasks"]))]
+    if model.get("vor_epochs"):  # epochs of another kind at the end of each task
+        return [*options, "--model.vor_epochs", "1", "--data.epochs_per_task", "2"]
     if "epochs_per_task" in data:
         return [*options, "--data.epochs_per_task", "1"]
     # A curriculum insists on its own number of epochs: the run stops after the first.

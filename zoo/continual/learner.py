@@ -81,3 +81,17 @@ class StreamLearner(L.LightningModule):
             return None
         classes: range = tasks[index].classes
         return classes
+
+
+def stream_of(learner: StreamLearner) -> Any:
+    """Return the stream that a method is fitted to.
+
+    Raises:
+        ValueError: If its data are none.
+    """
+    if not hasattr(learner.datamodule, "tasks"):
+        raise ValueError(
+            f"{type(learner).__name__} learns a stream of tasks, got {type(learner.datamodule).__name__}: give a "
+            "datamodule such as ClassIncrementalDataModule."
+        )
+    return learner.datamodule

@@ -1,5 +1,6 @@
 from .curriculum import Stage, curriculum, equivalent_epochs, stage_at
 from .files import atomic_path, write_atomically
+from .losses import task_cross_entropy
 from .low_frequency import downsample, low_frequency_crop
 from .provenance import git_commit, versions
 from .seeds import mix_seeds, seed_all
@@ -17,6 +18,7 @@ __all__ = [
     "mix_seeds",
     "seed_all",
     "stage_at",
+    "task_cross_entropy",
     "versions",
     "write_atomically",
 ]

@@ -4,7 +4,9 @@ from zoo.nn.backbones import Backbone, create_backbone, freeze, is_frozen
 from zoo.nn.checkpoints import check_state, drop_part, restore_part
 from zoo.nn.class_means import ClassMeans, linear_from_means
 from zoo.nn.low_frequency import LowFrequencyCrop
-from zoo.nn.schedules import CosineOverCompute, CosineWithWarmup, cosine_with_warmup
+from zoo.nn.prefix import PrefixAttention, attach_prefix, set_prefix
+from zoo.nn.schedules import CosineOverCompute, CosineWithWarmup, QuarterCosine, cosine_with_warmup
+from zoo.nn.virtual_outliers import Outliers, VirtualOutliers, energy, synthesize_outliers
 
 __all__ = [
     "Backbone",
@@ -12,12 +14,20 @@ __all__ = [
     "CosineOverCompute",
     "CosineWithWarmup",
     "LowFrequencyCrop",
+    "Outliers",
+    "PrefixAttention",
+    "QuarterCosine",
+    "VirtualOutliers",
+    "attach_prefix",
     "check_state",
     "cosine_with_warmup",
     "create_backbone",
     "drop_part",
+    "energy",
     "freeze",
     "is_frozen",
     "linear_from_means",
     "restore_part",
+    "set_prefix",
+    "synthesize_outliers",
 ]

@@ -184,11 +184,13 @@ def freeze(module: nn.Module) -> None:
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """Say whether a module is in evaluation mode, all of it, and trains nothing.
+    """Say whether a module is in evaluation mode, all of it, and trains nothing; a prefix may change its output.
 
     Args:
         module: The module.
     """
-    return not any(part.training for part in module.modules()) and not any(
-        parameter.requires_grad for parameter in module.parameters()
+    return (
+        not any(part.training for part in module.modules())
+        and not any(parameter.requires_grad for parameter in module.parameters())
+        and not any(getattr(part, "prefix", None) is not None for part in module.modules())
     )

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from zoo.functional.curriculum import PRESETS, Scale, Stage, compute_spans, curriculum, with_epochs
 
@@ -195,3 +195,22 @@ def planned(
     if isinstance(stages, str):
         return curriculum(stages, total or 0, base_size, scale, divisor)
     return with_epochs(stages, base_size)
+
+
+class QuarterCosine(LambdaLR):
+    """The first quarter of a cosine, from the full rate down to 0.0157 of it in the last epoch.
+
+    Of K epochs, epoch e from 0 has the rate ``lr cos(99 π e / (200 (K - 1)))``; a single epoch has the full one.
+
+    Args:
+        optimizer: Its groups are scheduled alike.
+        num_epochs: Number of epochs K. Step once after each.
+
+    Source:
+        Smith et al., "CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free Continual
+        Learning", CVPR 2023, by its official code.
+    """
+
+    def __init__(self, optimizer: Optimizer, num_epochs: int) -> None:
+        last = max(1, num_epochs - 1)
+        super().__init__(optimizer, lambda epoch: math.cos(99 * math.pi * epoch / (200 * last)))
