@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from rich import get_console
 
+from zoo.callbacks.few_shot_tables import build_few_shot_table, summarise_few_shot
 from zoo.callbacks.run_files import run_folder, run_settings, save_figure, to_plain
 from zoo.callbacks.stream_figures import draw_curve, draw_matrix
 from zoo.callbacks.stream_tables import (
@@ -26,6 +27,7 @@ from zoo.callbacks.stream_tables import (
     to_matrix,
 )
 from zoo.functional import write_atomically
+from zoo.metrics import few_shot_curves
 
 LONGEST_NAME = 12  # letters of a class name that fit over a column
 
@@ -45,6 +47,10 @@ class StreamReport(Callback):
     ``experiment`` has ``add_figure``, such as TensorBoard. With ``fast_dev_run`` nothing is written. After
     ``trainer.validate`` or ``trainer.test`` alone the one row is printed.
 
+    In a few-shot stream, base classes first and then a few images of a few novel ones, table and curve show all, base
+    and novel classes after each session, and ``results.json`` has the figures of :func:`zoo.metrics.few_shot_summary`
+    under ``few_shot``. Sessions are numbered from 0 there, as in the papers.
+
     Tasks are numbered from 1 in tables and pictures, as people count, and from 0 in names of metrics and in the file.
     Logged accuracies are fractions, all that is shown is percent. Rows are saved in the checkpoint, so that a resumed
     run ends with the whole matrix; work after the last checkpoint of a killed run is missing from its wall time.
@@ -62,6 +68,7 @@ class StreamReport(Callback):
             datamodule's ``task`` if it has one, else every validation is the next task.
         task_names: A short name for each task. Default: the names of its classes, if the datamodule has ``tasks`` with
             ``classes`` and ``class_names``, and the names are short.
+        few_shot: Whether it is a few-shot stream. Default: if the datamodule says a number of ``shots``.
 
     Raises:
         ValueError: If a pattern does not contain ``{task}`` once.
@@ -77,6 +84,7 @@ class StreamReport(Callback):
         scale: float = 100.0,
         task_index: Callable[[Any], int] | None = None,
         task_names: list[str] | None = None,
+        few_shot: bool | None = None,
     ) -> None:
         self.pattern = pattern
         self.known_pattern = known_pattern
@@ -86,6 +94,7 @@ class StreamReport(Callback):
         self.scale = scale
         self.task_index = task_index
         self.task_names = task_names
+        self.few_shot = few_shot
         self._patterns = compile_pattern(pattern), compile_pattern(known_pattern)
         self._clear()
 
@@ -197,6 +206,9 @@ class StreamReport(Callback):
         index = getattr(getattr(trainer.datamodule, "task", None), "index", None)
         return default if index is None else int(index)
 
+    def _is_few_shot(self, trainer: Any) -> bool:
+        return hasattr(trainer.datamodule, "shots") if self.few_shot is None else self.few_shot
+
     def _warn(self, message: str) -> None:
         if not self._warned:
             self._warned = True
@@ -234,7 +246,10 @@ class StreamReport(Callback):
 
         console = get_console()  # the one on which Lightning's RichProgressBar is alive
         names = self._names(trainer, max(max(row) for row in rows.values()) + 1)
-        table = build_table(rows, known_rows, split, sizes, names, console)
+        if self._is_few_shot(trainer):
+            table = build_few_shot_table(rows, split, sizes, classes_seen(trainer.datamodule))
+        else:
+            table = build_table(rows, known_rows, split, sizes, names, console)
         with tqdm.external_write_mode():  # clears a TQDMProgressBar for the moment
             console.print(table, "")
 
@@ -248,7 +263,10 @@ class StreamReport(Callback):
         }
         if columns > 1:
             curves["first task"] = [row[0] for row in cells]
-        if any(known):
+        if self._is_few_shot(trainer) and columns == len(cells) > 1:
+            few_shot = few_shot_curves(cells, self.test_sizes)
+            curves = {f"{name} classes": few_shot[name] for name in ("all", "base", "novel")}
+        elif any(known):
             curves["task known"] = [pooled(row, index, self.test_sizes) for index, row in enumerate(square(known))]
         return {
             "accuracy_matrix": draw_matrix(cells, averages, self._names(trainer, columns)),
@@ -269,5 +287,13 @@ class StreamReport(Callback):
             "wall_seconds": round(self._elapsed(), 3),
             **run_settings(trainer, pl_module),
         }
+        if self._is_few_shot(trainer):
+            results["few_shot"] = summarise_few_shot(self.rows, self.test_sizes)
         plain: dict[str, Any] = to_plain(results)
         return plain
+
+
+def classes_seen(datamodule: Any) -> list[int] | None:
+    """Return the number of classes after each task, where the datamodule says it."""
+    tasks = getattr(datamodule, "tasks", None)
+    return [task.classes.stop for task in tasks] if tasks else None

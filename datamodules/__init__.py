@@ -6,6 +6,7 @@ if __name__ == "datamodules":
 from zoo.datamodules.class_incremental import ClassIncrementalDataModule
 from zoo.datamodules.classification import ClassificationDataModule
 from zoo.datamodules.domain_incremental import DomainIncrementalDataModule
+from zoo.datamodules.few_shot_incremental import FewShotIncrementalDataModule
 from zoo.datamodules.streams import TaskStream
 from zoo.datamodules.transforms import ScheduledRandAugment, SharedValue
 
@@ -13,6 +14,7 @@ __all__ = [
     "ClassIncrementalDataModule",
     "ClassificationDataModule",
     "DomainIncrementalDataModule",
+    "FewShotIncrementalDataModule",
     "ScheduledRandAugment",
     "SharedValue",
     "TaskStream",

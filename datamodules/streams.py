@@ -151,7 +151,7 @@ class TaskStream(L.LightningDataModule):
         """Return which images of a split belong to a task, as a bool mask over ``self.labels(split)``."""
 
     def label_map(self) -> Tensor:
-        """Return the label in a batch of each class of the source, int64 of shape (K,)."""
+        """Return the label in a batch of each class of the source, int64; -1 for a class that the stream leaves out."""
         return torch.arange(self.num_classes)
 
     def strata(self, images: LabeledImages) -> Tensor:
@@ -174,7 +174,8 @@ class TaskStream(L.LightningDataModule):
             return
         train, test = self.source.train(), self.source.test()
         for name, images in (("training", train), ("test", test)):
-            check_labels(images.targets, self.num_classes, where=f"the {name} images of {type(self.source).__name__}")
+            where = f"the {name} images of {type(self.source).__name__}"
+            check_labels(images.targets, len(self.source.classes), where)
         self._images = {"train": train, "val": train, "test": test}
         kept, held_out = hold_out(self.strata(train), self.val_fraction, self.seed)
         self._indices = {"train": kept, "val": held_out, "test": torch.arange(len(test))}
@@ -222,7 +223,17 @@ class TaskStream(L.LightningDataModule):
                 "A stream needs the callback TaskLoop: without it the whole fit would train on the first task. "
                 "Use Trainer(callbacks=[zoo.callbacks.TaskLoop(), ...])."
             )
-        return self.loader(self.train_set(self.task.index), shuffle=True, pad=self.pad)
+        return self.train_loader(self.task.index)
+
+    def train_loader(self, index: int) -> EpochLoader:
+        """Return the loader of a task: this process's share of its images, in the order of the epoch."""
+        return self.loader(self.train_set(index), shuffle=True, pad=self.pad)
+
+    def plain_train_dataloader(self) -> EpochLoader:
+        """Return the current task's images as evaluation shows images: each once, in order, with its transform."""
+        images = self.train_set(self.task.index)
+        plain = ImageView(images.images, images.indices, images.labels, self.test_transform)
+        return self.loader(plain, shuffle=False, pad=False)
 
     def val_dataloader(self) -> list[EpochLoader]:
         """Return a loader for each task seen so far, over the images that ``evaluate`` names."""

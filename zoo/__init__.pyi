@@ -7,6 +7,7 @@ from .continual.nmc import NMC
 from .continual.oneprompt import OnePrompt
 from .continual.ovor import OVOR
 from .continual.sequential import SequentialFineTuning
+from .fewshot.fscil import FewShotClassIncremental
 from .supervised.image_classifier import ImageClassifier
 from .supervised.linear_probe import LinearProbe
 
@@ -18,6 +19,7 @@ __all__ = [
     "CodaPrompt",
     "DualPrompt",
     "ExperienceReplay",
+    "FewShotClassIncremental",
     "ImageClassifier",
     "LinearProbe",
     "OnePrompt",

@@ -5,6 +5,7 @@ from zoo.datamodules.sources.core50 import CORe50
 from zoo.datamodules.sources.digits import Digits
 from zoo.datamodules.sources.fashion_mnist import MNIST, FashionMNIST
 from zoo.datamodules.sources.folders import ImageFolders
+from zoo.datamodules.sources.glyphs import Glyphs
 from zoo.datamodules.sources.source import LabeledImages, Source
 from zoo.datamodules.sources.synthetic import Synthetic
 
@@ -15,6 +16,7 @@ __all__ = [
     "CORe50",
     "Digits",
     "FashionMNIST",
+    "Glyphs",
     "ImageFolders",
     "LabeledImages",
     "Source",

@@ -129,6 +129,31 @@ def test_a_stream_is_printed_and_written(tmp_path, capsys):
     assert " ".join(last.split()).count("58.33") == 2  # average after task 3, pooled after task 2
 
 
+def test_a_few_shot_stream_shows_base_and_novel_classes(tmp_path, capsys):
+    stream = stream_of(L)
+    stream.shots = 5
+    trainer_of(L, tmp_path, StreamReport()).fit(module_of(L), datamodule=stream)
+    results = json.loads((tmp_path / "results.json").read_text())["few_shot"]
+    # Test sizes 4, 8, 4: after session 1 novel is 50, after session 2 it is (8 * 25 + 4 * 100) / 12.
+    assert results["novel_by_session"] == [None, 50, 50]
+    assert results["all_by_session"] == [100, 58.3333, 50]
+    assert results["base_by_session"] == [100, 75, 50]
+    assert results["performance_drop"] == 50
+    assert results["average_harmonic_mean"] == (60 + 50) / 2
+    lines = [line.split() for line in capsys.readouterr().out.split("Accuracy (%) on test")[-1].splitlines()]
+    assert ["after", "session", "classes", "all", "base", "novel", "harmonic", "mean"] in lines
+    assert ["0", "2", "100.00", "100.00"] in lines
+    assert ["1", "4", "58.33", "75.00", "50.00", "60.00"] in lines
+    with Image.open(tmp_path / "accuracy_curve.png") as image:
+        assert image.width > 300
+
+
+def test_few_shot_can_be_said_and_a_session_that_is_missing_leaves_no_summary(tmp_path):
+    report = StreamReport(few_shot=True, task_index=lambda trainer: 2 * trainer.current_epoch)
+    trainer_of(L, tmp_path, report, max_epochs=2).fit(module_of(L), datamodule=stream_of(L))
+    assert json.loads((tmp_path / "results.json").read_text())["few_shot"] is None
+
+
 def test_a_killed_run_ends_with_the_same_files(tmp_path):
     class Kill(L.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):

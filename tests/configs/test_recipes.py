@@ -22,6 +22,7 @@ RECIPES = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.pa
 
 # The beginning of a timm name, and the smallest network of that family.
 SIBLINGS = {
+    "cifar_resnet": "cifar_resnet20",
     "convnext": "test_convnext",
     "deit": "test_vit",
     "efficientnet": "test_efficientnet",
@@ -36,7 +37,9 @@ SIBLINGS = {
 NARROW = {"swin": {"depths": (1, 1), "num_heads": (1, 1), "embed_dim": 16}}
 
 # Part of a recipe's name, and the number of class folders below the ``root`` of its source; the first one counts.
-FOLDERS = {"_cub200": 200, "_imagenet_a": 200, "_imagenet_r": 200, "_imagenet": 1000}
+FOLDERS = {
+    "_cub200": 200, "_imagenet_a": 200, "_imagenet_r": 200, "_mini_imagenet": 100, "_imagenet": 1000,
+}  # fmt: skip
 
 ON_THIS_MACHINE = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
 TWO_STEPS = [
@@ -123,6 +126,10 @@ def twin(cli: ZooCLI) -> list[str]:
         options += ["--data.num_tasks", str(min(2, data["num_tasks"]))]
     if model.get("vor_epochs"):  # epochs of another kind at the end of each task
         return [*options, "--model.vor_epochs", "1", "--data.epochs_per_task", "2"]
+    if "base_epochs" in data:  # a few-shot stream: four base classes and one session of two
+        options += ["--data.source.num_classes", "6", "--data.base_classes", "4", "--data.ways", "2"]
+        options += ["--data.num_sessions", "1", "--data.session_epochs", "1", "--model.pretraining_epochs", "1"]
+        return [*options, "--data.base_epochs", "2"]
     if "epochs_per_task" in data:
         return [*options, "--data.epochs_per_task", "1"]
     # A curriculum insists on its own number of epochs: the run stops after the first.

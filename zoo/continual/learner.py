@@ -38,7 +38,11 @@ class StreamLearner(L.LightningModule):
         if self.trainer.sanity_checking:  # before training there is no class to choose from
             return
         images, labels = batch
-        self.task_accuracy.update(self(images), labels, dataloader_idx, self.known_classes(dataloader_idx))
+        self.count(self(images), labels, dataloader_idx)
+
+    def count(self, scores: Tensor, labels: Tensor, dataloader_idx: int) -> None:
+        """Count the right answers among scores of shape (B, C)."""
+        self.task_accuracy.update(scores, labels, dataloader_idx, self.known_classes(dataloader_idx))
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the right answers on one task's images."""

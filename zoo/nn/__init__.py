@@ -2,6 +2,7 @@
 
 from zoo.nn.backbones import Backbone, create_backbone, freeze, is_frozen
 from zoo.nn.checkpoints import check_state, drop_part, restore_part
+from zoo.nn.cifar_resnets import cifar_resnet18, cifar_resnet20
 from zoo.nn.class_means import ClassMeans, linear_from_means
 from zoo.nn.low_frequency import LowFrequencyCrop
 from zoo.nn.prefix import PrefixAttention, attach_prefix, set_prefix
@@ -20,6 +21,8 @@ __all__ = [
     "VirtualOutliers",
     "attach_prefix",
     "check_state",
+    "cifar_resnet18",
+    "cifar_resnet20",
     "cosine_with_warmup",
     "create_backbone",
     "drop_part",

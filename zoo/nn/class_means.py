@@ -63,6 +63,17 @@ class ClassMeans(nn.Module):
         self.count += count.to(self.count)
 
     @torch.no_grad()
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Add samples.
+
+        Args:
+            features: Shape (N, D).
+            labels: Their classes, int64 of shape (N,).
+        """
+        self.sum.index_add_(0, labels.to(self.sum.device), features.to(self.sum))
+        self.count += torch.bincount(labels, minlength=len(self.count)).to(self.count)
+
+    @torch.no_grad()
     def subtract(self, features: Tensor, labels: Tensor) -> None:
         """Remove samples, exactly as if they had never been added (up to the rounding of float64).
 
