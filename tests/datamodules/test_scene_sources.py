@@ -7,7 +7,7 @@ import torch
 from zoo.datamodules import sources
 from zoo.datamodules.sources import DigitScenes, LabeledScenes, SegmentationSource, SyntheticScenes
 from zoo.datamodules.sources.digit_scenes import enlarge, handwriting
-from zoo.datamodules.sources.segmentation import color_map
+from zoo.functional import color_map
 
 # Domain, split, index; sum of the image in float64, sum of the labels with the 255s, ignored pixels, classes.
 CHECK_SUMS = [
