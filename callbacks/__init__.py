@@ -7,9 +7,11 @@ from zoo.callbacks.confusion_matrix import ConfusionMatrix
 from zoo.callbacks.efficient_train import EfficientTrain
 from zoo.callbacks.feature_cache import FeatureCache
 from zoo.callbacks.knn_evaluation import KNNEvaluation
+from zoo.callbacks.predicted_masks import PredictedMasks
 from zoo.callbacks.prediction_table import PredictionTable
 from zoo.callbacks.progress import StreamProgressBar
 from zoo.callbacks.seed_epochs import SeedEpochs
+from zoo.callbacks.segmentation_overlay import SegmentationOverlay
 from zoo.callbacks.stream_report import StreamReport
 from zoo.callbacks.task_loop import TaskLoop
 from zoo.callbacks.training_report import TrainingReport
@@ -22,8 +24,10 @@ __all__ = [
     "FeatureCache",
     "KNNEvaluation",
     "LowFrequencyCrop",
+    "PredictedMasks",
     "PredictionTable",
     "SeedEpochs",
+    "SegmentationOverlay",
     "StreamProgressBar",
     "StreamReport",
     "TaskLoop",

@@ -41,7 +41,8 @@ class TrainingReport(Callback):
     * ``best``: of metrics whose name begins with "val", the highest accuracy and the lowest loss of an epoch;
     * ``train_seconds``, ``wall_seconds`` (from the start of fit to its end), settings, versions, commits.
 
-    A metric is an accuracy if the last part of its name contains "acc" or is "knn", a loss if it contains "loss".
+    A metric is an accuracy if the last part of its name contains "acc" or "iou" or is "knn", a loss if it contains
+    "loss".
     Logged accuracies are fractions, those in file and picture are percent. Everything is saved in the checkpoint, so
     that a resumed run ends with whole curves and times; work after the last checkpoint of a killed run is missing from
     them. The picture also goes to every logger whose ``experiment`` has ``add_figure``, such as TensorBoard. With
@@ -211,7 +212,7 @@ class Stopwatch:
 def is_accuracy(name: str) -> bool:
     """Say whether a metric is an accuracy, by the last part of its name."""
     last = name.rpartition("/")[2].lower()
-    return "acc" in last or last == "knn"
+    return "acc" in last or "iou" in last or last == "knn"
 
 
 def is_loss(name: str) -> bool:

@@ -8,11 +8,14 @@ from .continual.oneprompt import OnePrompt
 from .continual.ovor import OVOR
 from .continual.sequential import SequentialFineTuning
 from .fewshot.fscil import FewShotClassIncremental
+from .segmentation.fst import FST
+from .segmentation.mean_teacher import MeanTeacher
 from .supervised.image_classifier import ImageClassifier
 from .supervised.linear_probe import LinearProbe
 
 __version__: str
 __all__ = [
+    "FST",
     "L2P",
     "NMC",
     "OVOR",
@@ -22,6 +25,7 @@ __all__ = [
     "FewShotClassIncremental",
     "ImageClassifier",
     "LinearProbe",
+    "MeanTeacher",
     "OnePrompt",
     "SequentialFineTuning",
     "__version__",

@@ -2,23 +2,30 @@
 
 from zoo.datamodules.sources.cifar import CIFAR10, CIFAR100
 from zoo.datamodules.sources.core50 import CORe50
+from zoo.datamodules.sources.digit_scenes import DigitScenes
 from zoo.datamodules.sources.digits import Digits
 from zoo.datamodules.sources.fashion_mnist import MNIST, FashionMNIST
 from zoo.datamodules.sources.folders import ImageFolders
 from zoo.datamodules.sources.glyphs import Glyphs
+from zoo.datamodules.sources.segmentation import LabeledScenes, SegmentationSource
 from zoo.datamodules.sources.source import LabeledImages, Source
 from zoo.datamodules.sources.synthetic import Synthetic
+from zoo.datamodules.sources.synthetic_scenes import SyntheticScenes
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
     "MNIST",
     "CORe50",
+    "DigitScenes",
     "Digits",
     "FashionMNIST",
     "Glyphs",
     "ImageFolders",
     "LabeledImages",
+    "LabeledScenes",
+    "SegmentationSource",
     "Source",
     "Synthetic",
+    "SyntheticScenes",
 ]

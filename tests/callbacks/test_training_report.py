@@ -236,7 +236,7 @@ def test_a_real_clock_counts_too(tmp_path):
 @pytest.mark.parametrize(
     ("name", "accuracy", "loss"),
     [("val/acc", True, False), ("accuracy", True, False), ("val/knn", True, False), ("train/loss_ce", False, True),
-     ("acc/time", False, False), ("val/miou", False, False)],
+     ("acc/time", False, False), ("val/miou", True, False), ("val/map", False, False)],
 )  # fmt: skip
 def test_names(name, accuracy, loss):
     assert (is_accuracy(name), is_loss(name)) == (accuracy, loss)

@@ -5,17 +5,21 @@ folder of images would hold.
 """
 
 import csv
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from timm import create_model
 
 from zoo.cli.lightning import ZooCLI, run
+from zoo.nn import segmentation
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "claims")
@@ -86,11 +90,20 @@ def small_network(name: str, pretrained: bool = False, checkpoint_path: str = ""
     return create_model(sibling, **{**kwargs, **NARROW.get(name.partition("_")[0], {})})
 
 
+def untrained_network(name: str, num_classes: int, pretrained: bool, arguments: dict[str, Any]) -> torch.nn.Module:
+    """Stand in for segmentation-models-pytorch: the network itself, without a download of weights."""
+    return FROM_SMP(name, num_classes, False, arguments)
+
+
+FROM_SMP = segmentation.from_smp
+
+
 def build(recipe: Path) -> ZooCLI:
     """Parse a recipe and make all that it names, as ``zoo fit --config`` does."""
     make_folders(recipe)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timm, "create_model", empty_network)
+        patch.setattr(segmentation, "from_smp", untrained_network)
         with pytest.raises(Built) as stop:
             BuildOnly(["fit", "--config", str(recipe), "--run_dir", "built", *ON_THIS_MACHINE])
     return stop.value.cli
@@ -109,6 +122,8 @@ def make_folders(recipe: Path) -> None:
 
 def twin(cli: ZooCLI) -> list[str]:
     """Return the options that make a run small: as many synthetic classes and domains, batches of two, one epoch."""
+    if hasattr(cli.datamodule, "unlabeled_truth"):
+        return twin_of_scenes(cli)
     config, source = cli.config["fit"], cli.datamodule.source
     options = [
         *("--data.source", "Synthetic", "--data.source.num_classes", str(cli.datamodule.num_classes)),
@@ -135,6 +150,27 @@ def twin(cli: ZooCLI) -> list[str]:
     # A curriculum insists on its own number of epochs: the run stops after the first.
     batches = config["trainer"]["accumulate_grad_batches"]
     return [*options, "--trainer.max_steps", str(1 if batches > 1 else 2)]
+
+
+def twin_of_scenes(cli: ZooCLI) -> list[str]:
+    """Return the same for segmentation: synthetic scenes of 32 pixels with the same classes, on the small network."""
+    model, data = cli.config["fit"]["model"]["init_args"], cli.config["fit"]["data"]["init_args"]
+    options = ["--data.batch_size", "2", "--data.eval_batch_size", "2", "--data.num_workers", "0"]
+    for name in ("source", "target") if "target" in data else ("source",):
+        scenes = {"num_classes": cli.datamodule.num_classes, "class_names": cli.datamodule.class_names}
+        options += [f"--data.{name}", json.dumps({"class_path": "SyntheticScenes", "init_args": scenes})]
+    for name in ("unlabeled_batch_size", "steps_per_epoch", "train_transform", "unlabeled_transform", "test_transform"):
+        options += [f"--data.{name}", "null"]
+    if "labeled" in data:
+        options += ["--data.labeled", "4", "--data.unlabeled", "null"]
+    for name, value in {"network": "small_unet", "network_args": "null", "pretrained": "false", "mean": "null",
+                        "std": "null", "head_lr_factor": "1", "supervised_steps": "0"}.items():  # fmt: skip
+        options += [f"--model.{name}", value]
+    if "start_step" in model:
+        options += ["--model.start_step", "0"]
+    if (model["objective"] or {}).get("init_args", {}).get("feature_distance"):
+        options += ["--model.objective.init_args.feature_distance", "0"]
+    return [*options, "--trainer.max_steps", "2"]
 
 
 def last_values(table: Path) -> dict[str, float]:
@@ -198,4 +234,9 @@ def test_recipe_runs_two_steps_on_its_synthetic_twin(recipe: Path, monkeypatch: 
     with (folder / "predict" / "predictions.csv").open(newline="") as file:
         predictions = list(csv.DictReader(file))
     assert [row["image"] for row in predictions] == ["0", "1"]  # one batch of two
-    assert all(0 <= int(row["label"]) < cli.datamodule.num_classes for row in predictions)
+    if "label" in predictions[0]:
+        assert all(0 <= int(row["label"]) < cli.datamodule.num_classes for row in predictions)
+    else:
+        masks = [np.asarray(Image.open(path)) for path in (folder / "predict" / "masks").glob("*.png")]
+        assert len(masks) == 2
+        assert all(mask.max() < cli.datamodule.num_classes for mask in masks)

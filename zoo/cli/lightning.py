@@ -22,7 +22,15 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import zoo
-from zoo.callbacks import PredictionTable, SeedEpochs, StreamProgressBar, StreamReport, TaskLoop, TrainingReport
+from zoo.callbacks import (
+    PredictedMasks,
+    PredictionTable,
+    SeedEpochs,
+    StreamProgressBar,
+    StreamReport,
+    TaskLoop,
+    TrainingReport,
+)
 from zoo.cli.errors import one_line
 from zoo.cli.run_folder import RUNS, AtomicCheckpointIO, MetricsCSV, ResumeCheckpoint, last_run, new_run, run_of
 from zoo.datamodules.streams import TaskStream
@@ -311,6 +319,8 @@ class ZooCLI(LightningCLI):
             callbacks.append(ResumeCheckpoint(self.run_dir))
         if self.subcommand == "predict" and not has(PredictionTable):
             callbacks.append(PredictionTable(self.run_dir))
+        if self.subcommand == "predict" and not has(PredictedMasks):
+            callbacks.append(PredictedMasks(self.run_dir / "masks"))  # writes nothing where no masks are predicted
         kwargs |= {"callbacks": callbacks, "default_root_dir": str(self.run_dir)}
         if given["logger"] is not False:
             others = given["logger"] if given["logger"] not in (None, True) else []
@@ -336,8 +346,10 @@ class ZooCLI(LightningCLI):
         self.say(f"Written to {self.run_dir}: {', '.join(sorted(path.name for path in self.run_dir.glob('*')))}")
 
     def after_predict(self) -> None:
-        """Say where the table is."""
+        """Say where the table is, and the masks."""
         self.say(f"Predictions: {self.run_dir / 'predictions.csv'}")
+        if (self.run_dir / "masks").is_dir():
+            self.say(f"Masks: {self.run_dir / 'masks'}")
 
     def say(self, text: str) -> None:
         """Print on the first process."""

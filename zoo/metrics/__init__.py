@@ -2,6 +2,7 @@
 
 from zoo.metrics.continual import AccuracyMatrix, TaskAccuracy, stream_summary
 from zoo.metrics.fewshot import few_shot_curves, few_shot_figures, few_shot_summary, harmonic_mean
+from zoo.metrics.segmentation import intersection_over_union, mean_iou, pixel_accuracy
 
 __all__ = [
     "AccuracyMatrix",
@@ -10,5 +11,8 @@ __all__ = [
     "few_shot_figures",
     "few_shot_summary",
     "harmonic_mean",
+    "intersection_over_union",
+    "mean_iou",
+    "pixel_accuracy",
     "stream_summary",
 ]

@@ -6,7 +6,8 @@ from zoo.nn.cifar_resnets import cifar_resnet18, cifar_resnet20
 from zoo.nn.class_means import ClassMeans, linear_from_means
 from zoo.nn.low_frequency import LowFrequencyCrop
 from zoo.nn.prefix import PrefixAttention, attach_prefix, set_prefix
-from zoo.nn.schedules import CosineOverCompute, CosineWithWarmup, QuarterCosine, cosine_with_warmup
+from zoo.nn.schedules import CosineOverCompute, CosineWithWarmup, PolyWithWarmup, QuarterCosine, cosine_with_warmup
+from zoo.nn.segmentation import SegmentationNetwork, SmallUNet, create_segmentation_network, sliding_window
 from zoo.nn.virtual_outliers import Outliers, VirtualOutliers, energy, synthesize_outliers
 
 __all__ = [
@@ -16,8 +17,11 @@ __all__ = [
     "CosineWithWarmup",
     "LowFrequencyCrop",
     "Outliers",
+    "PolyWithWarmup",
     "PrefixAttention",
     "QuarterCosine",
+    "SegmentationNetwork",
+    "SmallUNet",
     "VirtualOutliers",
     "attach_prefix",
     "check_state",
@@ -25,6 +29,7 @@ __all__ = [
     "cifar_resnet20",
     "cosine_with_warmup",
     "create_backbone",
+    "create_segmentation_network",
     "drop_part",
     "energy",
     "freeze",
@@ -32,5 +37,6 @@ __all__ = [
     "linear_from_means",
     "restore_part",
     "set_prefix",
+    "sliding_window",
     "synthesize_outliers",
 ]

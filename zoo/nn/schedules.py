@@ -214,3 +214,59 @@ class QuarterCosine(LambdaLR):
     def __init__(self, optimizer: Optimizer, num_epochs: int) -> None:
         last = max(1, num_epochs - 1)
         super().__init__(optimizer, lambda epoch: math.cos(99 * math.pi * epoch / (200 * last)))
+
+
+class PolyWithWarmup(LRScheduler):
+    """A power of what is left of the training, with a linear warm-up as a factor; call ``step`` after each step.
+
+    The rate of step i of n is the peak times ``(1 - i / n) ** power``, and in the first w steps also times
+    ``1 - (1 - i / w) * (1 - warmup_ratio)``. With ``hold_steps`` the fall begins after so many steps, so that what
+    comes before does not depend on the length of the fit.
+
+    Args:
+        optimizer: Its groups keep their ratios: each has its own peak.
+        num_steps: Optimizer steps of the whole fit; afterwards the rate is 0.
+        power: 1 is a straight line; 0.9 is usual for semi-supervised segmentation.
+        warmup_steps: Steps in which the rate rises.
+        warmup_ratio: Factor of the first step.
+        hold_steps: Steps before the fall begins.
+        last_epoch: As of torch's schedules: the last step that was done, -1 for none.
+
+    Raises:
+        ValueError: If an argument is negative.
+
+    Source:
+        Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution, and Fully
+        Connected CRFs", TPAMI 2018; the warm-up is that of DAFormer's recipe.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        num_steps: int,
+        power: float = 1.0,
+        warmup_steps: int = 0,
+        warmup_ratio: float = 1e-6,
+        hold_steps: int = 0,
+        last_epoch: int = -1,
+    ) -> None:
+        if min(power, warmup_steps, warmup_ratio, hold_steps) < 0:
+            raise ValueError(
+                f"power={power}, warmup_steps={warmup_steps}, warmup_ratio={warmup_ratio} and hold_steps={hold_steps} "
+                "must not be negative."
+            )
+        self.num_steps = num_steps
+        self.power = power
+        self.warmup_steps = warmup_steps
+        self.warmup_ratio = warmup_ratio
+        self.hold_steps = hold_steps
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the learning rate of each group at this step."""
+        step = self.last_epoch
+        fallen = max(0, step - self.hold_steps) / max(1, self.num_steps - self.hold_steps)
+        factor = max(0.0, 1 - fallen) ** self.power
+        if step < self.warmup_steps:
+            factor *= 1 - (1 - step / self.warmup_steps) * (1 - self.warmup_ratio)
+        return [factor * rate for rate in self.base_lrs]
