@@ -1,4 +1,4 @@
-from . import callbacks, datamodules, functional, metrics, nn
+from . import callbacks, datamodules, functional, metrics, nn, precision
 from .continual.nmc import NMC
 from .supervised.image_classifier import ImageClassifier
 from .supervised.linear_probe import LinearProbe
@@ -14,4 +14,5 @@ __all__ = [
     "functional",
     "metrics",
     "nn",
+    "precision",
 ]

@@ -32,6 +32,7 @@ from torchvision.transforms import v2
 
 from zoo.nn import Backbone, CosineWithWarmup, check_state, create_backbone, drop_part, freeze, restore_part
 from zoo.nn.weights import load_weights
+from zoo.precision import shard
 
 Mode = Literal["train", "finetune", "linear_probe"]
 
@@ -148,6 +149,10 @@ class ImageClassifier(L.LightningModule):
         return self
 
     # Training -------------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Shard backbone and head if the strategy is FSDP2."""
+        shard(self, self.backbone, self.head)
 
     def on_train_start(self) -> None:
         """Check that loader and datamodule let batches be mixed, normalised and erased.
