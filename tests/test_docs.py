@@ -38,8 +38,9 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|\bsrc=\"([^\"]+)\"")
 MODULES = (
     "zoo", "zoo.callbacks", "zoo.continual", "zoo.datamodules", "zoo.datamodules.sources",
     "zoo.datamodules.sources.images", "zoo.functional", "zoo.metrics", "zoo.nn", "zoo.precision", "lightning.pytorch",
-    "lightning.pytorch.callbacks", "lightning.pytorch.cli", "lightning.pytorch.loggers", "torch", "torch.nn",
-    "torch.optim", "torch.utils.data", "torchmetrics", "torchvision.transforms.v2", "sklearn.linear_model",
+    "lightning.pytorch.callbacks", "lightning.pytorch.cli", "lightning.pytorch.loggers", "lightning.pytorch.strategies",
+    "torch", "torch.nn", "torch.optim", "torch.utils.data", "torchmetrics", "torchvision.transforms.v2",
+    "sklearn.linear_model",
 )  # fmt: skip
 
 MY_PROJECT = '''

@@ -32,7 +32,7 @@ from torchvision.transforms import v2
 
 from zoo.nn import Backbone, CosineWithWarmup, check_state, create_backbone, drop_part, freeze, restore_part
 from zoo.nn.weights import load_weights
-from zoo.precision import shard
+from zoo.precision import restore_quantization, save_quantization, shard
 
 Mode = Literal["train", "finetune", "linear_probe"]
 
@@ -309,7 +309,8 @@ class ImageClassifier(L.LightningModule):
     # Checkpoints ----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out a frozen backbone that can be rebuilt."""
+        """Leave out a frozen backbone that can be rebuilt, and note whether it is quantised."""
+        save_quantization(self, checkpoint)
         for name in STATES:
             if self.can_be_rebuilt and name in checkpoint:
                 drop_part(checkpoint[name], "backbone.")
@@ -320,6 +321,7 @@ class ImageClassifier(L.LightningModule):
         Raises:
             ValueError: If it has another number of classes, another backbone, or belongs to another class.
         """
+        restore_quantization(self, checkpoint)
         for name in STATES:
             if self.can_be_rebuilt and name in checkpoint:
                 restore_part(self, checkpoint[name], "backbone.")
