@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +207,7 @@ def test_deepspeed_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_absent_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    monkeypatch.setattr("zoo.precision.layers.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-zoo\[float8\]'"):
         Float8Precision(emulate=True).convert(Classifier())
 

@@ -3,12 +3,13 @@
 from zoo.precision.float8 import Float8Precision
 from zoo.precision.frozen import QuantizedLinear, quantize_frozen, restore_quantization, save_quantization
 from zoo.precision.layers import LayerChoice, choose_layers
-from zoo.precision.sharding import shard
+from zoo.precision.sharding import check_optimizer, shard
 
 __all__ = [
     "Float8Precision",
     "LayerChoice",
     "QuantizedLinear",
+    "check_optimizer",
     "choose_layers",
     "quantize_frozen",
     "restore_quantization",

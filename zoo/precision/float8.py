@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from zoo.precision.layers import IGNORED, LayerChoice, choose_layers, megabytes
+from zoo.precision.layers import IGNORED, LayerChoice, choose_layers, megabytes, require, swap_layers
 
 Recipe = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
 Compute = Literal["bf16-mixed", "bf16-true", "32-true"]
@@ -103,13 +103,10 @@ class Float8Precision(Precision):
         from torchao.float8 import convert_to_float8_training
 
         report, bytes_before = choice.describe(module), num_bytes(module)
-        convert_to_float8_training(
-            module, module_filter_fn=lambda _, name: name in choice.chosen, config=self._config()
+        config = self._config()
+        swap_layers(
+            module, choice, lambda chosen: convert_to_float8_training(module, module_filter_fn=chosen, config=config)
         )
-        new: dict[int, nn.Module] = {}
-        for name, old in choice.chosen.items():  # a layer that stands in two places still does
-            layer = new.setdefault(id(old), module.get_submodule(name))
-            module.set_submodule(name, layer.train(old.training))
         if not (self.emulate or self.pad):
             self._check_batches(module, choice)
         kind = f"{self.recipe} (emulated)" if self.emulate else self.recipe
@@ -134,12 +131,7 @@ class Float8Precision(Precision):
 
     def _check(self, device: torch.device) -> None:
         """Raise unless library, device and precisions go together."""
-        try:
-            import torchao.float8  # noqa: F401  # its absence is to be told before training
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "Float8Precision needs torchao: pip install 'lightning-zoo[float8]', or use precision='bf16-mixed'."
-            ) from error
+        require("torchao", "Float8Precision", "float8", "precision='bf16-mixed'")
         if not self.emulate and (reason := why_no_float8(device)):
             raise RuntimeError(
                 f"FP8 needs a GPU of compute capability 8.9 or more (Ada, Hopper, Blackwell), got {reason}. Use "

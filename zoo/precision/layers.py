@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -97,6 +99,32 @@ def refuse_hooks(name: str, layer: nn.Module) -> None:
         raise ValueError(
             f"{name} has hooks, which would be lost when the layer is converted: remove them, register them later, or "
             "name the layer in ignore."
+        )
+
+
+def swap_layers(
+    module: nn.Module, choice: LayerChoice, convert: Callable[[Callable[[nn.Module, str], bool]], Any]
+) -> None:
+    """Let a library replace the chosen layers in place.
+
+    Args:
+        module: The module.
+        choice: What is to be replaced.
+        convert: The library's function, given a filter of layers and names. It makes layers in training mode, and makes
+            two of one that stands in two places; here each is as it was.
+    """
+    convert(lambda _, name: name in choice.chosen)
+    new: dict[int, nn.Module] = {}
+    for name, old in choice.chosen.items():
+        layer = new.setdefault(id(old), module.get_submodule(name))
+        module.set_submodule(name, layer.train(old.training))
+
+
+def require(library: str, user: str, extra: str, instead: str) -> None:
+    """Raise ModuleNotFoundError, with the way out, if an optional library is not installed."""
+    if find_spec(library) is None:
+        raise ModuleNotFoundError(
+            f"{user} needs {library}: pip install 'lightning-zoo[{extra}]', or use {instead} instead."
         )
 
 

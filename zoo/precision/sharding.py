@@ -6,6 +6,8 @@ import lightning.pytorch as L
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 
 def shard(module: L.LightningModule, *networks: nn.Module) -> None:
@@ -53,6 +55,20 @@ def refuse_sharding(module: L.LightningModule, reason: str) -> None:
     """
     if module.device_mesh is not None:
         raise ValueError(f"{type(module).__name__} cannot be sharded by FSDP2: {reason}. Use strategy='ddp'.")
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Raise ValueError if an optimizer does not take sharded parameters; for ``configure_optimizers``.
+
+    Args:
+        optimizer: The optimizer.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if type(optimizer).__module__.startswith("bitsandbytes.") and any(isinstance(p, DTensor) for p in parameters):
+        raise ValueError(
+            f"{type(optimizer).__name__} of bitsandbytes does not take parameters that are sharded by FSDP2, which "
+            "shards the moments anyway: use torch.optim.AdamW, or strategy='ddp'."
+        )
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:

@@ -32,7 +32,7 @@ from torchvision.transforms import v2
 
 from zoo.nn import Backbone, CosineWithWarmup, check_state, create_backbone, drop_part, freeze, restore_part
 from zoo.nn.weights import load_weights
-from zoo.precision import restore_quantization, save_quantization, shard
+from zoo.precision import check_optimizer, restore_quantization, save_quantization, shard
 
 Mode = Literal["train", "finetune", "linear_probe"]
 
@@ -219,6 +219,7 @@ class ImageClassifier(L.LightningModule):
         if math.isinf(num_steps):
             raise ValueError("The schedule needs the length of the fit: give max_epochs or max_steps to the Trainer.")
         optimizer = self.optimizer(parameter_groups(self.backbone, self.head, self.layer_decay))
+        check_optimizer(optimizer)
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_scale")
         schedule = self.schedule(optimizer, int(num_steps))
