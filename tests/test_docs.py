@@ -37,9 +37,10 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|\bsrc=\"([^\"]+)\"")
 # Where a class that a page names may live. A bare name is looked for here; one with dots is imported.
 MODULES = (
     "zoo", "zoo.callbacks", "zoo.continual", "zoo.datamodules", "zoo.datamodules.sources",
-    "zoo.datamodules.sources.images", "zoo.functional", "zoo.metrics", "zoo.nn", "zoo.segmentation",
-    "lightning.pytorch", "lightning.pytorch.callbacks", "lightning.pytorch.cli", "lightning.pytorch.loggers", "torch",
-    "torch.nn", "torch.optim", "torch.utils.data", "torchmetrics", "torchvision.transforms.v2", "sklearn.linear_model",
+    "zoo.datamodules.sources.images", "zoo.functional", "zoo.metrics", "zoo.nn", "zoo.precision", "zoo.segmentation",
+    "lightning.pytorch", "lightning.pytorch.callbacks", "lightning.pytorch.cli", "lightning.pytorch.loggers",
+    "lightning.pytorch.strategies", "torch", "torch.nn", "torch.optim", "torch.utils.data", "torchmetrics",
+    "torchvision.transforms.v2", "sklearn.linear_model",
 )  # fmt: skip
 
 MY_PROJECT = '''

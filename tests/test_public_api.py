@@ -17,7 +17,15 @@ import zoo
 from zoo.cli.catalogue import citation
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("zoo.callbacks", "zoo.datamodules", "zoo.datamodules.sources", "zoo.functional", "zoo.metrics", "zoo.nn")
+ROOMS = (
+    "zoo.callbacks",
+    "zoo.datamodules",
+    "zoo.datamodules.sources",
+    "zoo.functional",
+    "zoo.metrics",
+    "zoo.nn",
+    "zoo.precision",
+)
 METHODS = [name for name in zoo.__all__ if inspect.isclass(getattr(zoo, name))]
 PUBLIC = [f"zoo.{name}" for name in METHODS]
 PUBLIC += [f"{room}.{name}" for room in ROOMS for name in importlib.import_module(room).__all__]

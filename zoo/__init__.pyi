@@ -1,4 +1,4 @@
-from . import callbacks, datamodules, functional, metrics, nn
+from . import callbacks, datamodules, functional, metrics, nn, precision
 from .continual.coda_prompt import CodaPrompt
 from .continual.dualprompt import DualPrompt
 from .continual.experience_replay import ExperienceReplay
@@ -34,4 +34,5 @@ __all__ = [
     "functional",
     "metrics",
     "nn",
+    "precision",
 ]

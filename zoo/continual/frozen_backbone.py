@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zoo.continual.learner import StreamLearner
 from zoo.functional import Task
 from zoo.nn import check_state, create_backbone, drop_part, freeze, restore_part
+from zoo.precision import restore_quantization, save_quantization
 
 
 class FrozenBackboneLearner(StreamLearner):
@@ -157,7 +158,8 @@ class FrozenBackboneLearner(StreamLearner):
     # Checkpoints ----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the backbone if it can be rebuilt."""
+        """Leave out the backbone if it can be rebuilt, and note whether it is quantised."""
+        save_quantization(self, checkpoint)
         if not self.save_backbone:
             drop_part(checkpoint["state_dict"], "backbone.")
 
@@ -165,8 +167,10 @@ class FrozenBackboneLearner(StreamLearner):
         """Check that the checkpoint fits.
 
         Raises:
-            ValueError: If it has another number of classes or features, or belongs to another class.
+            ValueError: If it has another number of classes or features, belongs to another class, or to features of
+                another precision.
         """
+        restore_quantization(self, checkpoint, exact=True)
         if not self.save_backbone:
             restore_part(self, checkpoint["state_dict"], "backbone.")
         check_state(self, checkpoint["state_dict"])

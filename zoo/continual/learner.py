@@ -8,6 +8,7 @@ import lightning.pytorch as L
 from torch import Tensor
 
 from zoo.metrics import TaskAccuracy
+from zoo.precision.sharding import refuse_sharding
 
 
 class StreamLearner(L.LightningModule):
@@ -32,6 +33,10 @@ class StreamLearner(L.LightningModule):
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Return scores of shape (B, C) of images in [0, 1]."""
+
+    def configure_model(self) -> None:
+        """Refuse to be sharded."""
+        refuse_sharding(self, "a stream renews its optimizer, and may grow its classifier, at every task")
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the right answers on one task's images."""

@@ -32,6 +32,7 @@ from torchvision.transforms import v2
 
 from zoo.nn import Backbone, CosineWithWarmup, check_state, create_backbone, drop_part, freeze, restore_part
 from zoo.nn.weights import load_weights
+from zoo.precision import check_optimizer, restore_quantization, save_quantization, shard
 
 Mode = Literal["train", "finetune", "linear_probe"]
 
@@ -149,6 +150,10 @@ class ImageClassifier(L.LightningModule):
 
     # Training -------------------------------------------------------------------------------------------------------
 
+    def configure_model(self) -> None:
+        """Shard backbone and head if the strategy is FSDP2."""
+        shard(self, self.backbone, self.head)
+
     def on_train_start(self) -> None:
         """Check that loader and datamodule let batches be mixed, normalised and erased.
 
@@ -214,6 +219,7 @@ class ImageClassifier(L.LightningModule):
         if math.isinf(num_steps):
             raise ValueError("The schedule needs the length of the fit: give max_epochs or max_steps to the Trainer.")
         optimizer = self.optimizer(parameter_groups(self.backbone, self.head, self.layer_decay))
+        check_optimizer(optimizer)
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_scale")
         schedule = self.schedule(optimizer, int(num_steps))
@@ -304,7 +310,8 @@ class ImageClassifier(L.LightningModule):
     # Checkpoints ----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out a frozen backbone that can be rebuilt."""
+        """Leave out a frozen backbone that can be rebuilt, and note whether it is quantised."""
+        save_quantization(self, checkpoint)
         for name in STATES:
             if self.can_be_rebuilt and name in checkpoint:
                 drop_part(checkpoint[name], "backbone.")
@@ -315,6 +322,7 @@ class ImageClassifier(L.LightningModule):
         Raises:
             ValueError: If it has another number of classes, another backbone, or belongs to another class.
         """
+        restore_quantization(self, checkpoint)
         for name in STATES:
             if self.can_be_rebuilt and name in checkpoint:
                 restore_part(self, checkpoint[name], "backbone.")
