@@ -9,6 +9,7 @@ from zoo.callbacks.feature_cache import FeatureCache
 from zoo.callbacks.knn_evaluation import KNNEvaluation
 from zoo.callbacks.prediction_table import PredictionTable
 from zoo.callbacks.progress import StreamProgressBar
+from zoo.callbacks.reconstruction_images import ReconstructionImages
 from zoo.callbacks.seed_epochs import SeedEpochs
 from zoo.callbacks.stream_report import StreamReport
 from zoo.callbacks.task_loop import TaskLoop
@@ -23,6 +24,7 @@ __all__ = [
     "KNNEvaluation",
     "LowFrequencyCrop",
     "PredictionTable",
+    "ReconstructionImages",
     "SeedEpochs",
     "StreamProgressBar",
     "StreamReport",
