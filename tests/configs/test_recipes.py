@@ -74,7 +74,12 @@ def empty_network(name: str, pretrained: bool = False, checkpoint_path: str = ""
 
 
 def small_network(name: str, pretrained: bool = False, checkpoint_path: str = "", **kwargs: Any) -> torch.nn.Module:
-    """Stand in for ``timm.create_model``: the smallest network of the same family, for images of the same size."""
+    """Stand in for ``timm.create_model``: the smallest network of the same family, for images of the same size.
+
+    A network that a recipe makes small itself stands as it is, so that files of one recipe fit another.
+    """
+    if "embed_dim" in kwargs:
+        return create_model(name, **kwargs)
     prefixes = [prefix for prefix in SIBLINGS if name.startswith(prefix)]
     assert prefixes, f"{name} has no sibling: add its family to SIBLINGS"
     sibling = SIBLINGS[max(prefixes, key=len)]
@@ -85,9 +90,19 @@ def small_network(name: str, pretrained: bool = False, checkpoint_path: str = ""
     return create_model(sibling, **{**kwargs, **NARROW.get(name.partition("_")[0], {})})
 
 
+def make_checkpoints(recipe: Path) -> None:
+    """Make the checkpoints of other recipes that a recipe starts from, where they are looked for, by two steps."""
+    values = yaml.safe_load(recipe.read_text())["model"].get("init_args", {}).values()
+    for path in (Path(value) for value in values if isinstance(value, str) and value.endswith("last.ckpt")):
+        if not path.is_file():
+            (other,) = [known for known in RECIPES if known.stem == path.parts[1]]
+            run(["fit", "--config", str(other), *twin(build(other), keep_files=True), *TWO_STEPS])
+
+
 def build(recipe: Path) -> ZooCLI:
     """Parse a recipe and make all that it names, as ``zoo fit --config`` does."""
     make_folders(recipe)
+    make_checkpoints(recipe)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timm, "create_model", empty_network)
         with pytest.raises(Built) as stop:
@@ -106,8 +121,11 @@ def make_folders(recipe: Path) -> None:
                 (Path(arguments["root"]) / split / f"class{label:03d}").mkdir(parents=True, exist_ok=True)
 
 
-def twin(cli: ZooCLI) -> list[str]:
-    """Return the options that make a run small: as many synthetic classes and domains, batches of two, one epoch."""
+def twin(cli: ZooCLI, keep_files: bool = False) -> list[str]:
+    """Return the options that make a run small: as many synthetic classes and domains, batches of two, one epoch.
+
+    Weights are left out, unless they are in files of other recipes, made for the very network.
+    """
     config, source = cli.config["fit"], cli.datamodule.source
     options = [
         *("--data.source", "Synthetic", "--data.source.num_classes", str(cli.datamodule.num_classes)),
@@ -116,12 +134,13 @@ def twin(cli: ZooCLI) -> list[str]:
         *("--data.source.image_size", IMAGE_SIZES.get(type(source).__name__, "32")),
     ]
     model, data = config["model"]["init_args"], config["data"]["init_args"]
-    if "pretrained" in model:
-        options += ["--model.pretrained", "false"]
-    if model.get("checkpoint_path") is not None:
+    for name in ("pretrained", "teacher_pretrained"):
+        if name in model:
+            options += [f"--model.{name}", "false"]
+    if model.get("checkpoint_path") is not None and not keep_files:
         options += ["--model.checkpoint_path", "null"]
-    if model.get("mode") == "finetune":  # which insists on weights
-        options += ["--model.mode", "train"]
+        if model.get("mode") == "finetune":  # which insists on weights
+            options += ["--model.mode", "train"]
     if data.get("num_tasks") is not None:
         options += ["--data.num_tasks", str(min(2, data["num_tasks"]))]
     if "epochs_per_task" in data:

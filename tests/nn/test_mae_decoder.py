@@ -32,8 +32,15 @@ def test_table_follows_the_grid_and_is_not_saved() -> None:
         length = grid[0] * grid[1]
         noise = torch.rand(1, length)
         assert module(torch.rand(1, 2, 6), mask_from_noise(noise, 1).ids_restore, grid).shape == (1, length, 5)
-        torch.testing.assert_close(module.positions, position_table(8, grid).float())
-    assert not [name for name in module.state_dict() if "positions" in name]
+        torch.testing.assert_close(module.positions(grid, torch.rand(1, 8)), position_table(8, grid).float())
+    assert not list(module.buffers())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_table_has_the_precision_of_the_tokens(dtype: torch.dtype) -> None:
+    module = decoder().to(dtype)
+    restore = mask_from_noise(torch.rand(1, 4), 1).ids_restore
+    assert module(torch.rand(1, 2, 6, dtype=dtype), restore, (2, 2)).dtype == dtype
 
 
 def test_every_parameter_gets_a_gradient() -> None:

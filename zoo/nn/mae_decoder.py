@@ -1,6 +1,7 @@
 """The decoder of a masked autoencoder."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -13,8 +14,8 @@ from zoo.nn.visible_patches import TOKEN_STD, start_layer
 class MAEDecoder(nn.Module):
     """A small transformer that predicts all patches of an image from the encoder's tokens of the visible ones.
 
-    A learned token stands where a patch is hidden. Positions are a fixed table, which is made anew where images have
-    another size, and is not saved.
+    A learned token stands where a patch is hidden. Positions are a fixed table, one for each size of images that comes,
+    which is not saved.
 
     Args:
         embed_dim: Length of the encoder's tokens.
@@ -29,8 +30,6 @@ class MAEDecoder(nn.Module):
     Source:
         He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022.
     """
-
-    positions: Tensor
 
     def __init__(self, embed_dim: int, patch_dim: int, dim: int = 512, depth: int = 8, num_heads: int = 16) -> None:
         super().__init__()
@@ -48,8 +47,8 @@ class MAEDecoder(nn.Module):
         self.pred = nn.Linear(dim, patch_dim)
         self.apply(start_layer)
         nn.init.normal_(self.mask_token, std=TOKEN_STD)
-        self.grid = (1, 1)
-        self.register_buffer("positions", position_table(dim, self.grid).float(), persistent=False)
+        # No buffers: what averages or exchanges buffers expects their shapes to stay.
+        self._tables: dict[tuple[Any, ...], Tensor] = {}
 
     def forward(self, tokens: Tensor, ids_restore: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return the prediction for every patch, shape (B, L, patch_dim).
@@ -59,17 +58,17 @@ class MAEDecoder(nn.Module):
             ids_restore: Place of each patch in the order "visible ones, then hidden ones", (B, L).
             grid: Number of patches from top to bottom and from left to right; their product is L.
         """
-        if grid != self.grid:
-            self.lay_out(grid)
         tokens = self.embed(tokens)
         hidden = self.mask_token.expand(len(tokens), ids_restore.shape[1] + 1 - tokens.shape[1], -1)
         patches = torch.cat([tokens[:, 1:], hidden], dim=1)
         patches = patches.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
-        tokens = torch.cat([tokens[:, :1], patches], dim=1) + self.positions
-        predicted: Tensor = self.pred(self.norm(self.blocks(tokens)))
+        tokens = torch.cat([tokens[:, :1], patches], dim=1)
+        predicted: Tensor = self.pred(self.norm(self.blocks(tokens + self.positions(grid, tokens))))
         return predicted[:, 1:]
 
-    def lay_out(self, grid: tuple[int, int]) -> None:
-        """Make the table of positions that of a grid."""
-        table = position_table(self.mask_token.shape[-1], grid)
-        self.positions, self.grid = table.to(self.positions), grid
+    def positions(self, grid: tuple[int, int], tokens: Tensor) -> Tensor:
+        """Return the table of a grid, (1 + L, dim), of the type and on the device of some tokens."""
+        key = (grid, tokens.dtype, tokens.device)
+        if key not in self._tables:
+            self._tables[key] = position_table(tokens.shape[-1], grid).to(tokens.device, tokens.dtype)
+        return self._tables[key]

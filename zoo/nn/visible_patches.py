@@ -4,8 +4,8 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from timm.layers import PatchEmbed, resample_abs_pos_embed
-from timm.models import checkpoint  # type: ignore[attr-defined]  # timm marks few of its names as exported
+from timm.layers import PatchEmbed, resample_abs_pos_embed  # type: ignore[attr-defined]  # timm exports few names
+from timm.models import checkpoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 

@@ -13,15 +13,16 @@ device and in a resumed run; at least one patch stays visible, and products such
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
 
 from zoo.functional import count_visible, mask_from_noise, mix_seeds, patchify, unpatchify
 from zoo.functional.masking import Masking
@@ -73,6 +74,8 @@ class MAE(L.LightningModule):
         He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022.
     """
 
+    LOSSES: ClassVar[tuple[str, ...]] = ("loss",)  # what is logged
+
     def __init__(
         self,
         backbone: str = "vit_base_patch16_224.mae",
@@ -117,6 +120,7 @@ class MAE(L.LightningModule):
         if weights:
             check_state(self.decoder, weights)
             self.decoder.load_state_dict(weights)
+        self.means = nn.ModuleDict({name: MeanMetric() for name in self.LOSSES})
 
     # The autoencoder ------------------------------------------------------------------------------------------------
 
@@ -163,7 +167,7 @@ class MAE(L.LightningModule):
         return patch_errors(predicted.float(), self.patches(images), self.norm_pix_loss)
 
     def losses(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Return ``loss``, which is minimised, and what else is logged, of images in [0, 1] and noise."""
+        """Return ``loss``, which is minimised, and the others of ``LOSSES``, of images in [0, 1] and noise."""
         predicted, mask = self(images, noise)
         return {"loss": masked_mean(self.errors(images, predicted), mask)}
 
@@ -201,28 +205,45 @@ class MAE(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         images = images_of(batch)
-        return self.log_losses(
-            "train", images, self.draw_noise(images, self.current_epoch, self.global_rank, batch_idx)
-        )
+        losses = self.losses(images, self.draw_noise(images, self.current_epoch, self.global_rank, batch_idx))
+        named = {f"train/{name}": value for name, value in losses.items()}
+        self.log_dict(named, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images))
+        return losses["loss"]
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an interrupted evaluation measured."""
+        for mean in self.means.values():
+            mean.reset()  # type: ignore[operator]  # a metric
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Measure the loss, with masks that depend on the number of the batch only."""
+        """Measure the losses, with masks that depend on the number of the batch only."""
         images = images_of(batch)
+        self.count(self.losses(images, self.draw_noise(images, batch_idx)), len(images))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torchmetrics cannot be compiled
+    def count(self, losses: dict[str, Tensor], number: int) -> None:
+        """Add the losses of a number of images to the means."""
+        for name, value in losses.items():
+            self.means[name].update(value, number)  # type: ignore[operator]  # a metric
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean losses of the split that was measured."""
         split = "test" if self.trainer.testing else getattr(self.datamodule, "evaluate", "val")
-        self.log_losses(split, images, self.draw_noise(images, batch_idx))
+        values = {f"{split}/{name}": mean.compute() for name, mean in self.means.items()}  # type: ignore[operator]
+        # Equal on all processes after the metrics' own reduction; sync_dist only tells Lightning so.
+        self.log_dict(values, sync_dist=True)
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what an interrupted evaluation measured."""
+        self.on_validation_epoch_start()
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Measure the loss."""
+        """Measure the losses."""
         self.validation_step(batch, batch_idx, dataloader_idx)
 
-    def log_losses(self, split: str, images: Tensor, noise: Tensor) -> Tensor:
-        """Log all losses of a batch and return the one that is minimised."""
-        losses = self.losses(images, noise)
-        named = {f"{split}/{name}": value for name, value in losses.items()}
-        self.log_dict(
-            named, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images), add_dataloader_idx=False
-        )
-        return losses["loss"]
+    def on_test_epoch_end(self) -> None:
+        """Log the mean losses."""
+        self.on_validation_epoch_end()
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return ``features`` (B, D) of whole images, and the reconstruction ``loss`` (B,) of each."""
