@@ -16,6 +16,9 @@ import yaml
 from timm import create_model
 
 from zoo.cli.lightning import ZooCLI, run
+from zoo.nn.weights import load_weights
+from zoo.pretraining import encoders
+from zoo.supervised import image_classifier
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "claims")
@@ -37,7 +40,7 @@ NARROW = {"swin": {"depths": (1, 1), "num_heads": (1, 1), "embed_dim": 16}}
 # Side of the images of a source in pixels, where a network may be made for that.
 IMAGE_SIZES = {"Digits": "8", "FashionMNIST": "28"}
 
-# Recipe, or the end of its name, and the number of class folders below the ``root`` of its source.
+# Recipe, or a part of its name, and the number of class folders below the ``root`` of its source.
 FOLDERS = {"simplecil_imagenet_r": 200, "_imagenet": 1000}
 
 ON_THIS_MACHINE = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
@@ -91,12 +94,22 @@ def small_network(name: str, pretrained: bool = False, checkpoint_path: str = ""
 
 
 def make_checkpoints(recipe: Path) -> None:
-    """Make the checkpoints of other recipes that a recipe starts from, where they are looked for, by two steps."""
-    values = yaml.safe_load(recipe.read_text())["model"].get("init_args", {}).values()
-    for path in (Path(value) for value in values if isinstance(value, str) and value.endswith("last.ckpt")):
+    """Make the checkpoints of other recipes that a recipe starts from, where they are looked for, by two steps.
+
+    Of networks that a recipe makes small itself; others are built as if their files were there.
+    """
+    arguments = yaml.safe_load(recipe.read_text())["model"].get("init_args", {})
+    if "embed_dim" not in arguments.get("backbone_args", {}):
+        return
+    for path in (Path(v) for v in arguments.values() if isinstance(v, str) and v.endswith("last.ckpt")):
         if not path.is_file():
             (other,) = [known for known in RECIPES if known.stem == path.parts[1]]
-            run(["fit", "--config", str(other), *twin(build(other), keep_files=True), *TWO_STEPS])
+            run(["fit", "--config", str(other), *twin(build(other)), *TWO_STEPS])
+
+
+def load_if_there(model: torch.nn.Module, path: str) -> dict[str, torch.Tensor]:
+    """Stand in for ``load_weights``: a file that is not there changes nothing."""
+    return load_weights(model, path) if Path(path).is_file() else {}
 
 
 def build(recipe: Path) -> ZooCLI:
@@ -105,6 +118,8 @@ def build(recipe: Path) -> ZooCLI:
     make_checkpoints(recipe)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timm, "create_model", empty_network)
+        for user in (image_classifier, encoders):
+            patch.setattr(user, "load_weights", load_if_there)
         with pytest.raises(Built) as stop:
             BuildOnly(["fit", "--config", str(recipe), "--run_dir", "built", *ON_THIS_MACHINE])
     return stop.value.cli
@@ -115,17 +130,14 @@ def make_folders(recipe: Path) -> None:
     source = yaml.safe_load(recipe.read_text())["data"].get("init_args", {}).get("source", {})
     if isinstance(source, dict) and source["class_path"].rpartition(".")[2] == "ImageFolders":
         arguments = source["init_args"]
-        number = next(number for name, number in FOLDERS.items() if recipe.stem.endswith(name))
+        number = next(number for name, number in FOLDERS.items() if name in recipe.stem)
         for split in (arguments.get("train", ""), arguments.get("test", "")):
             for label in range(number):
                 (Path(arguments["root"]) / split / f"class{label:03d}").mkdir(parents=True, exist_ok=True)
 
 
-def twin(cli: ZooCLI, keep_files: bool = False) -> list[str]:
-    """Return the options that make a run small: as many synthetic classes and domains, batches of two, one epoch.
-
-    Weights are left out, unless they are in files of other recipes, made for the very network.
-    """
+def twin(cli: ZooCLI) -> list[str]:
+    """Return the options that make a run small: as many synthetic classes and domains, batches of two, one epoch."""
     config, source = cli.config["fit"], cli.datamodule.source
     options = [
         *("--data.source", "Synthetic", "--data.source.num_classes", str(cli.datamodule.num_classes)),
@@ -137,10 +149,11 @@ def twin(cli: ZooCLI, keep_files: bool = False) -> list[str]:
     for name in ("pretrained", "teacher_pretrained"):
         if name in model:
             options += [f"--model.{name}", "false"]
-    if model.get("checkpoint_path") is not None and not keep_files:
+    weights = model.get("checkpoint_path")
+    if weights is not None and not Path(weights).is_file():
         options += ["--model.checkpoint_path", "null"]
-        if model.get("mode") == "finetune":  # which insists on weights
-            options += ["--model.mode", "train"]
+    if model.get("mode") == "finetune" and not Path(weights or "none").is_file():  # it insists on weights
+        options += ["--model.mode", "train"]
     if data.get("num_tasks") is not None:
         options += ["--data.num_tasks", str(min(2, data["num_tasks"]))]
     if "epochs_per_task" in data:

@@ -206,8 +206,8 @@ class DMAE(MAE):
         cut, whole = transformer_macs(teacher, visible), transformer_macs(teacher, length, self.teacher_depth)
         return (
             f"DMAE: {visible} of {length} patches are visible. For each image a training step of the student takes "
-            f"{mine / 1e9:.3g} billion multiply-accumulates, the teacher {cut / 1e9:.3g}: {100 * cut / whole:.3g} % of "
-            f"what it would take with all patches and {self.teacher_depth} blocks."
+            f"{mine / 1e6:,.1f} million multiply-accumulates, the teacher {cut / 1e6:,.1f}: {100 * cut / whole:.3g} % "
+            f"of what it would take with all patches and {self.teacher_depth} blocks."
         )
 
     # Checkpoints ----------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from torchmetrics import MeanMetric
 from zoo.functional import count_visible, mask_from_noise, mix_seeds, patchify, unpatchify
 from zoo.functional.masking import Masking
 from zoo.nn import CosineWithWarmup, MAEDecoder, check_state, encode_visible, start_transformer
+from zoo.nn.exported import export_weights, facts_of
 from zoo.nn.visible_patches import check_final_norm
 from zoo.pretraining.encoders import build_encoder
 
@@ -270,6 +271,14 @@ class MAE(L.LightningModule):
         )
         schedule = self.schedule(optimizer, int(num_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def export_encoder(self, path: str) -> None:
+        """Write the encoder to a file that ``timm.create_model(..., checkpoint_path=path)`` loads.
+
+        Args:
+            path: Name of the file, ending with ``.safetensors``. Its metadata say name, arguments, mean and std.
+        """
+        export_weights(self.backbone.model.state_dict(), path, facts_of(self.hparams))
 
     @property
     def datamodule(self) -> Any:
