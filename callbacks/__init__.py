@@ -13,6 +13,7 @@ from zoo.callbacks.prediction_table import PredictionTable
 from zoo.callbacks.progress import StreamProgressBar
 from zoo.callbacks.qat import QAT
 from zoo.callbacks.quantize_frozen import QuantizeFrozen
+from zoo.callbacks.reconstruction_images import ReconstructionImages
 from zoo.callbacks.seed_epochs import SeedEpochs
 from zoo.callbacks.segmentation_overlay import SegmentationOverlay
 from zoo.callbacks.stream_report import StreamReport
@@ -32,6 +33,7 @@ __all__ = [
     "PredictedMasks",
     "PredictionTable",
     "QuantizeFrozen",
+    "ReconstructionImages",
     "SeedEpochs",
     "SegmentationOverlay",
     "StreamProgressBar",

@@ -8,6 +8,9 @@ from .continual.oneprompt import OnePrompt
 from .continual.ovor import OVOR
 from .continual.sequential import SequentialFineTuning
 from .fewshot.fscil import FewShotClassIncremental
+from .pretraining.dmae import DMAE
+from .pretraining.mae import MAE
+from .pretraining.self_distillation import SelfDistillation
 from .segmentation.fst import FST
 from .segmentation.mean_teacher import MeanTeacher
 from .supervised.image_classifier import ImageClassifier
@@ -15,8 +18,10 @@ from .supervised.linear_probe import LinearProbe
 
 __version__: str
 __all__ = [
+    "DMAE",
     "FST",
     "L2P",
+    "MAE",
     "NMC",
     "OVOR",
     "CodaPrompt",
@@ -27,6 +32,7 @@ __all__ = [
     "LinearProbe",
     "MeanTeacher",
     "OnePrompt",
+    "SelfDistillation",
     "SequentialFineTuning",
     "__version__",
     "callbacks",

@@ -71,7 +71,7 @@ def package(tmp_path, monkeypatch):
 def test_help_names_every_command_once(capsys):
     assert main([]) == 0
     page = capsys.readouterr().out
-    for command in ("fit", "validate", "test", "predict", "list", "configs", "reproduce"):
+    for command in ("fit", "validate", "test", "predict", "list", "configs", "export", "reproduce"):
         assert sum(line.startswith(f"  zoo {command} ") for line in page.splitlines()) == 1
     assert max(map(len, page.splitlines())) <= 100
     assert main(["--help"]) == main(["-h"]) == 0
@@ -89,7 +89,7 @@ def test_version(capsys):
         (["fti"], "unknown command fti; did you mean fit?"),
         (["Lists"], "unknown command Lists; did you mean list?"),
         (["--versoin"], "unknown command --versoin; did you mean --version?"),
-        (["xylophone"], "choose from fit, validate, test, predict, list, configs, reproduce"),
+        (["xylophone"], "choose from fit, validate, test, predict, list, configs, export, reproduce"),
         (["list", "callback"], "zoo list: nothing is called callback; did you mean callbacks?"),
         (["list", "--met"], "zoo list: unknown argument --met;"),
         (["configs", "cpoy"], "zoo configs: unknown command cpoy; did you mean copy?"),

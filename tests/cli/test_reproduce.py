@@ -116,6 +116,12 @@ def rows(name="x"):
 # ------------------------------------------------------------------------------------------------------------ running
 
 
+def test_seed_stands_in_the_options_of_a_row_too(home):
+    claim = read_claim(home / "shipped/claims/x.yaml")
+    row = Run("low", "family/x", overrides=["--model.start=runs/high/seed{seed}/last.ckpt"])
+    assert claim.options(row, 2) == ["--model.start=runs/high/seed2/last.ckpt", "--seed_everything=2"]
+
+
 def test_a_claim_runs_every_row_and_seed_and_writes_one_row_a_run(home, capsys):
     assert main(["reproduce", "x"]) == 0
     assert sorted(calls()) == ["high 0 fresh", "high 2 fresh", "low 0 fresh", "low 2 fresh"]

@@ -32,7 +32,8 @@ class Run:
     Attributes:
         name: Name in the table.
         recipe: ``family/name`` of a shipped recipe.
-        overrides: Options of ``zoo fit`` that turn the recipe into this row.
+        overrides: Options of ``zoo fit`` that turn the recipe into this row; ``{seed}`` stands for the seed, so that a
+            row may start from the checkpoint of another one.
         metrics: Those of the claim's metrics that this row has, where it does not have all.
         note: What a reader should know about the row.
     """
@@ -186,7 +187,7 @@ class Claim:
 
     def options(self, run: Run, seed: int) -> list[str]:
         """Return the options of ``zoo fit`` for one run, without the recipe."""
-        return [*run.overrides, *(option.replace("{seed}", str(seed)) for option in self.seed_options)]
+        return [option.replace("{seed}", str(seed)) for option in (*run.overrides, *self.seed_options)]
 
     def settings(self, run: Run, seed: int) -> str:
         """Return a short hash of all that a run computes: the recipe's content, comments aside, and the options."""

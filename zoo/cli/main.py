@@ -18,6 +18,7 @@ zoo: research methods for learning better from less, in PyTorch Lightning
 
   zoo list        names of all parts, with their papers  zoo list methods
   zoo configs     list or copy the shipped recipes       zoo configs copy nmc_digits
+  zoo export      weights of a checkpoint, for timm      zoo export last.ckpt encoder.safetensors
   zoo reproduce   run what a paper claims                zoo reproduce
 
 zoo COMMAND --help says more; zoo --version prints the version.
@@ -56,6 +57,7 @@ def _dispatch(words: list[str]) -> int:
     light: dict[str, Callable[[list[str]], int]] = {
         "list": _list,
         "configs": _configs,
+        "export": _export,
         "reproduce": _reproduce,
         "--help": _help,
         "-h": _help,
@@ -63,7 +65,9 @@ def _dispatch(words: list[str]) -> int:
         "--version": _version,
     }
     if command not in light:
-        names = ["--help", "--version"] if command.startswith("-") else [*HEAVY, "list", "configs", "reproduce"]
+        names = (
+            ["--help", "--version"] if command.startswith("-") else [*HEAVY, "list", "configs", "export", "reproduce"]
+        )
         raise CommandError(f"unknown command {command}; {nearest(command, names)}")
     try:
         return light[command](rest)
@@ -81,6 +85,12 @@ def _version(args: list[str]) -> int:
 
     print(f"zoo {__version__}")
     return 0
+
+
+def _export(args: list[str]) -> int:
+    from zoo.cli.export import command
+
+    return command(args)
 
 
 def _reproduce(args: list[str]) -> int:

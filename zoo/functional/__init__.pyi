@@ -5,7 +5,9 @@ from .files import atomic_path, write_atomically
 from .look_ahead import LiteralSteps, LookAhead, VirtualSteps, has_functional_form, virtual_step
 from .losses import task_cross_entropy
 from .low_frequency import downsample, low_frequency_crop
+from .masking import Masking, count_visible, mask_from_noise
 from .mixing import class_mix_mask, color_jitter, cut_mix_mask, gaussian_blur, strong_augment
+from .patches import patchify, position_table, unpatchify
 from .pixels import (
     PseudoLabels,
     drop_uncertain,
@@ -24,6 +26,7 @@ from .tasks import Task
 __all__ = [
     "LiteralSteps",
     "LookAhead",
+    "Masking",
     "PseudoLabels",
     "Stage",
     "Task",
@@ -32,6 +35,7 @@ __all__ = [
     "class_mix_mask",
     "color_jitter",
     "color_map",
+    "count_visible",
     "curriculum",
     "cut_mix_mask",
     "downsample",
@@ -45,16 +49,20 @@ __all__ = [
     "has_functional_form",
     "low_frequency_crop",
     "majority_labels",
+    "mask_from_noise",
     "mix_seeds",
     "momentum_at",
     "ohem_cross_entropy",
+    "patchify",
     "pixel_cross_entropy",
+    "position_table",
     "pseudo_label",
     "reweighted_cross_entropy",
     "seed_all",
     "stage_at",
     "strong_augment",
     "task_cross_entropy",
+    "unpatchify",
     "versions",
     "virtual_step",
     "write_atomically",

@@ -5,10 +5,12 @@ from zoo.nn.checkpoints import check_state, drop_part, restore_part
 from zoo.nn.cifar_resnets import cifar_resnet18, cifar_resnet20
 from zoo.nn.class_means import ClassMeans, linear_from_means
 from zoo.nn.low_frequency import LowFrequencyCrop
+from zoo.nn.mae_decoder import MAEDecoder
 from zoo.nn.prefix import PrefixAttention, attach_prefix, set_prefix
 from zoo.nn.schedules import CosineOverCompute, CosineWithWarmup, PolyWithWarmup, QuarterCosine, cosine_with_warmup
 from zoo.nn.segmentation import SegmentationNetwork, SmallUNet, create_segmentation_network, sliding_window
 from zoo.nn.virtual_outliers import Outliers, VirtualOutliers, energy, synthesize_outliers
+from zoo.nn.visible_patches import encode_visible, start_transformer
 
 __all__ = [
     "Backbone",
@@ -16,6 +18,7 @@ __all__ = [
     "CosineOverCompute",
     "CosineWithWarmup",
     "LowFrequencyCrop",
+    "MAEDecoder",
     "Outliers",
     "PolyWithWarmup",
     "PrefixAttention",
@@ -31,6 +34,7 @@ __all__ = [
     "create_backbone",
     "create_segmentation_network",
     "drop_part",
+    "encode_visible",
     "energy",
     "freeze",
     "is_frozen",
@@ -38,5 +42,6 @@ __all__ = [
     "restore_part",
     "set_prefix",
     "sliding_window",
+    "start_transformer",
     "synthesize_outliers",
 ]
