@@ -479,7 +479,14 @@ def test_printed_configuration_is_read_back(tmp_path: Path, monkeypatch, capsys)
     default = yaml.safe_load(printed(*options))["model"]["init_args"]
     assert default["optimizer"]["class_path"] == "torch.optim.AdamW"
     assert default["optimizer"]["init_args"]["weight_decay"] == 0.05
-    options += ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.5", "--model.backbone_args.img_size", "32"]
+    options += [
+        "--model.optimizer",
+        "torch.optim.SGD",
+        "--model.optimizer.lr",
+        "0.5",
+        "--model.backbone_args.img_size",
+        "32",
+    ]
     given = printed(*options, "--model.schedule", "torch.optim.lr_scheduler.CosineAnnealingLR")
     (tmp_path / "printed.yaml").write_text(given)
     assert printed("--config", "printed.yaml") == given
