@@ -364,6 +364,16 @@ def test_network_without_patches_is_refused() -> None:
         zoo.MAE(backbone="test_resnet")
 
 
+@pytest.mark.parametrize(
+    ("dynamic", "message"),
+    [(False, "The backbone takes images of 16 x 16 pixels, got 18 x 16"), (True, "18 x 16 pixels are not covered by")],
+)
+def test_images_of_a_size_that_does_not_fit_are_refused(dynamic: bool, message: str) -> None:
+    module = mae(backbone_args={"dynamic_img_size": dynamic})
+    with pytest.raises(ValueError, match=message):
+        make_trainer(max_epochs=1).fit(module, DataLoader(TensorDataset(torch.rand(4, 3, 18, 16)), batch_size=2))
+
+
 def test_fit_without_an_end_is_refused() -> None:
     with pytest.raises(ValueError, match="give max_epochs or max_steps"):
         make_trainer(max_epochs=-1).fit(mae(), images())

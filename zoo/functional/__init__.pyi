@@ -7,7 +7,7 @@ from .losses import task_cross_entropy
 from .low_frequency import downsample, low_frequency_crop
 from .masking import Masking, count_visible, mask_from_noise
 from .mixing import class_mix_mask, color_jitter, cut_mix_mask, gaussian_blur, strong_augment
-from .patches import patchify, position_table, unpatchify
+from .patches import grid_of, patchify, position_table, unpatchify
 from .pixels import (
     PseudoLabels,
     drop_uncertain,
@@ -46,6 +46,7 @@ __all__ = [
     "feature_distance",
     "gaussian_blur",
     "git_commit",
+    "grid_of",
     "has_functional_form",
     "low_frequency_crop",
     "majority_labels",

@@ -4,6 +4,25 @@ import torch
 from torch import Tensor
 
 
+def grid_of(images: Tensor, patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Return how many patches cover images from top to bottom and from left to right.
+
+    Args:
+        images: Shape (..., H, W).
+        patch_size: Height and width of a patch in pixels.
+
+    Raises:
+        ValueError: If the sides of the images are no multiples of those of a patch.
+    """
+    (height, width), (p, q) = images.shape[-2:], patch_size
+    if height % p or width % q or not height or not width:
+        raise ValueError(
+            f"Images of {height} x {width} pixels are not covered by patches of {p} x {q}: crop or resize them, for "
+            f"instance to {max(1, height // p) * p} x {max(1, width // q) * q}."
+        )
+    return height // p, width // q
+
+
 def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
     """Cut images into patches, row by row; within a patch by pixel row, pixel column, and channel, which runs fastest.
 
@@ -17,14 +36,8 @@ def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: If the sides of the images are no multiples of those of a patch.
     """
-    (batch, channels, height, width), (p, q) = images.shape, patch_size
-    if height % p or width % q:
-        near = f"{max(1, height // p) * p} x {max(1, width // q) * q}"
-        raise ValueError(
-            f"Images of {height} x {width} pixels are not covered by patches of {p} x {q}: crop or resize them, for "
-            f"instance to {near}."
-        )
-    cells = images.reshape(batch, channels, height // p, p, width // q, q)
+    (batch, channels), (p, q), (rows, columns) = images.shape[:2], patch_size, grid_of(images, patch_size)
+    cells = images.reshape(batch, channels, rows, p, columns, q)
     return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, p * q * channels)
 
 

@@ -54,14 +54,18 @@ class Backbone(nn.Module):
         Raises:
             ValueError: If the model insists on another image size.
         """
+        self.check_size(images)
+        features: Tensor = self.model(self.normalize(images).contiguous(memory_format=torch.channels_last))
+        return features
+
+    def check_size(self, images: Tensor) -> None:
+        """Raise ValueError if the model insists on another size than that of images."""
         if self.fixed_size is not None and tuple(images.shape[-2:]) != self.fixed_size:
             height, width = self.fixed_size
             raise ValueError(
                 f"The backbone takes images of {height} x {width} pixels, got {images.shape[-2]} x {images.shape[-1]}: "
                 f"add torchvision.transforms.v2.Resize with size [{height}, {width}] to the transforms."
             )
-        features: Tensor = self.model(self.normalize(images).contiguous(memory_format=torch.channels_last))
-        return features
 
 
 def create_backbone(

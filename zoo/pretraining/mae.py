@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
-from zoo.functional import count_visible, mask_from_noise, mix_seeds, patchify, unpatchify
+from zoo.functional import count_visible, grid_of, mask_from_noise, mix_seeds, patchify, unpatchify
 from zoo.functional.masking import Masking
 from zoo.nn import CosineWithWarmup, MAEDecoder, check_state, encode_visible, start_transformer
 from zoo.nn.exported import export_weights, facts_of
@@ -142,9 +142,13 @@ class MAE(L.LightningModule):
         return self.decoder(tokens, masking.ids_restore, self.grid(images)), masking.mask
 
     def grid(self, images: Tensor) -> tuple[int, int]:
-        """Return the number of patches from top to bottom and from left to right."""
-        (height, width), (p, q) = images.shape[-2:], self.patch_size
-        return height // p, width // q
+        """Return the number of patches from top to bottom and from left to right.
+
+        Raises:
+            ValueError: If the network insists on another image size, or patches do not cover the images.
+        """
+        self.backbone.check_size(images)
+        return grid_of(images, self.patch_size)
 
     def hide(self, images: Tensor, noise: Tensor | None = None) -> Masking:
         """Say which patches of images are visible."""
