@@ -1,5 +1,6 @@
 """Segmentation with labelled and unlabelled scenes: of one source, or of two domains."""
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import lightning.pytorch as L
@@ -19,7 +20,7 @@ from zoo.functional import mix_seeds
 LABELED, UNLABELED, HELD_OUT = range(3)  # what a number is drawn for; part of its seed
 
 
-class PairedScenes(L.LightningDataModule):
+class PairedScenes(L.LightningDataModule, ABC):
     """What the two settings share: labelled and unlabelled batches in step, evaluation on scenes with masks.
 
     A subclass opens its sources in ``open_training`` and says what is measured in ``measured``.
@@ -103,9 +104,9 @@ class PairedScenes(L.LightningDataModule):
         """Colour of each label."""
         return list(self.measured.palette)
 
+    @abstractmethod
     def open_training(self) -> tuple[LabeledScenes, Tensor, LabeledScenes, Tensor]:
         """Return the labelled scenes, which of them, the unlabelled scenes, and which of them."""
-        raise NotImplementedError
 
     def prepare_data(self) -> None:
         """Check the source."""

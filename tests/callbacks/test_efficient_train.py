@@ -456,6 +456,22 @@ def test_the_trial_keeps_buffers_modes_gradients_and_random_state():
         assert torch.equal(value, backward.state_dict()[name]), name
 
 
+def test_the_trial_runs_in_the_precision_of_the_fit():
+    class Watched(Stranger):
+        def __init__(self):
+            super().__init__()
+            self.types = []
+
+        def forward(self, images):
+            out = super().forward(images)
+            self.types.append(out.dtype)
+            return out
+
+    module = Watched()
+    make_trainer(efficient(), precision="bf16-mixed").fit(module, loader())
+    assert module.types == [torch.bfloat16] * (3 + 10)  # float32 would take more memory than the fit does
+
+
 def test_the_trial_with_gradient_leaves_no_gradient():
     module, callback = Stranger(), efficient(check="backward")
     trainer = make_trainer(callback)

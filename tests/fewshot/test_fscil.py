@@ -38,14 +38,20 @@ def make_module(tricks=(), **kwargs) -> zoo.FewShotClassIncremental:
 
 
 class Snapshots(L.Callback):
-    """Remember the weights at the begin and the end of each session."""
+    """Remember the weights at the begin and the end of each session, and which rows got a gradient."""
 
     def __init__(self) -> None:
-        self.begin, self.end = {}, {}
+        self.begin, self.end, self.pulled = {}, {}, {}
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         state = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
         self.begin.setdefault(trainer.datamodule.task.index, state)
+
+    def on_after_backward(self, trainer, pl_module) -> None:
+        grad = pl_module.classifier.weight.grad
+        if grad is not None:
+            rows = grad.abs().sum(dim=1).nonzero().flatten().tolist()
+            self.pulled.setdefault(trainer.datamodule.task.index, set()).update(rows)
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         state = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
@@ -249,6 +255,7 @@ def test_finetuning_starts_at_the_means_and_moves_new_rows_only() -> None:
     data = make_data(session_epochs=3)
     fit(module, data, watch)
     start, end = watch.begin[1]["classifier.weight"], watch.end[1]["classifier.weight"]
+    assert {index: steps for index, steps in watch.pulled.items() if index > 0} == {1: {4, 5}, 2: {6, 7}}
     assert torch.equal(start[:4], end[:4])
     assert torch.equal(start[6:], end[6:])
     assert (start[4:6] != end[4:6]).any(dim=1).all()
@@ -417,6 +424,16 @@ def test_two_processes_hold_the_same_and_sum_the_means(tmp_path: Path) -> None:
         fit(make_module(ALL), make_data(session_epochs=2), Write(tmp_path), strategy="ddp_fork", devices=2)
     ranks = [torch.load(tmp_path / f"2-{rank}.pt", weights_only=True) for rank in range(2)]
     assert not changed(*ranks)  # statistics of batch normalisation too, which each process makes for itself
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_means_of_two_processes_are_those_of_the_encoder_that_stays(tmp_path: Path) -> None:
+    data = make_data()
+    fit(make_module(), data, Write(tmp_path), strategy="ddp_fork", devices=2)
+    state, module = torch.load(tmp_path / "2-0.pt", weights_only=True), make_module()
+    module.load_state_dict({name: state[name] for name in module.state_dict()})
+    data.setup("fit")
+    torch.testing.assert_close(module.classifier.weight[:4].data, class_means(module, data, 0), rtol=1e-4, atol=1e-5)
 
 
 def test_contrast_of_two_processes_is_that_of_one_batch(tmp_path: Path, monkeypatch) -> None:

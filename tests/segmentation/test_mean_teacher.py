@@ -18,7 +18,7 @@ from zoo.datamodules import SemiSupervisedSegmentationDataModule
 from zoo.datamodules.sources import SyntheticScenes
 from zoo.nn import PolyWithWarmup, SegmentationNetwork, SmallUNet
 from zoo.segmentation import DomainMixing, EntropyFiltering
-from zoo.segmentation.mean_teacher import parameter_groups
+from zoo.segmentation.students import parameter_groups
 
 PLAIN = {"class_mix": None, "jitter_probability": 0.0, "blur_probability": 0.0}
 

@@ -37,7 +37,7 @@ from zoo.fewshot.prototypes import AssignedPrototypes, Neck, PrototypeKind, dot_
 from zoo.fewshot.pseudo_classes import PseudoClasses, PseudoClassName
 from zoo.fewshot.rotation import RotationHead
 from zoo.fewshot.subnet import Subnet, SubnetPart, SubnetScore
-from zoo.fewshot.tricks import OF_INCREMENTS, Trick, check_positive, check_tricks, in_order
+from zoo.fewshot.tricks import Trick, check_positive, check_same_tricks, check_sessions, check_tricks
 from zoo.functional import Task
 from zoo.metrics import few_shot_figures
 from zoo.nn import ClassMeans, CosineWithWarmup, check_state, create_backbone, drop_part, restore_part
@@ -263,6 +263,11 @@ class FewShotClassIncremental(StreamLearner):
         tasks: list[Task] = self.datamodule.tasks
         return tasks
 
+    @property
+    def pretraining_epochs(self) -> int:
+        """First epochs of the base session that are the pretraining."""
+        return int(self.options.pretraining_epochs) if "pretraining" in self.tricks else 0
+
     def setup(self, stage: str) -> None:
         """Check that the stream is one that this method learns.
 
@@ -277,17 +282,7 @@ class FewShotClassIncremental(StreamLearner):
                 f"{type(self).__name__} learns a stream of sessions, got {type(self.datamodule).__name__}: use "
                 "FewShotIncrementalDataModule and the callback TaskLoop."
             )
-        classes = [label for task in self.tasks for label in task.classes]
-        if classes != list(range(self.num_classes)):
-            raise ValueError(
-                f"Each session must bring new classes, num_classes={self.num_classes} in all, but the stream has "
-                f"{[(task.classes.start, task.classes.stop) for task in self.tasks]}."
-            )
-        if self.instances is not None and self.tasks[0].epochs <= self.options.pretraining_epochs:
-            raise ValueError(
-                f"pretraining_epochs={self.options.pretraining_epochs} must be fewer than the {self.tasks[0].epochs} "
-                "epochs of the base session, of which they are the first: raise base_epochs of the datamodule."
-            )
+        check_sessions(self.tasks, self.num_classes, self.pretraining_epochs)
 
     def on_task_start(self, task: Task) -> None:
         """Begin a session; a later one with the means of its shots."""
@@ -306,7 +301,7 @@ class FewShotClassIncremental(StreamLearner):
 
     def on_train_epoch_start(self) -> None:
         """Keep the encoder's statistics after the base session, and end the pretraining when its epochs are over."""
-        if self.pretraining and self.current_epoch >= self.options.pretraining_epochs:
+        if self.pretraining and self.current_epoch >= self.pretraining_epochs:
             self.pretraining.fill_(False)
             self.assign_prototypes(self.pseudo.rows(self.tasks[0].classes))
             self.trainer.strategy.setup_optimizers(self.trainer)
@@ -445,26 +440,26 @@ class FewShotClassIncremental(StreamLearner):
         Not of the current epoch's: a checkpoint of the last epoch of a session holds that session's optimizer, and is
         loaded before the next one begins.
         """
-        index = int(self.session)
-        base = self.tasks[0]
-        epochs = self.options.pretraining_epochs if self.instances is not None else 0
-        if index > 0:
+        if int(self.session) > 0:
             return self.increment_optimizer()
+        base, first = self.tasks[0], self.pretraining_epochs
         if self.pretraining:
-            assert self.instances is not None
-            parameters = [*self.backbone.parameters(), *self.instances.parameters()]
-            optimizer: Optimizer = torch.optim.SGD(
-                parameters, lr=self.options.pretraining_lr, momentum=0.9, weight_decay=5e-4
-            )
-            schedule: LRScheduler = CosineWithWarmup(optimizer, epochs * base.steps_per_epoch, warmup_share=0.0)
+            optimizer = self.pretraining_optimizer()
+            schedule: LRScheduler = CosineWithWarmup(optimizer, first * base.steps_per_epoch, warmup_share=0.0)
         else:
             optimizer = self.optimizer(self.base_parameters())
-            schedule = self.schedule(optimizer, (base.epochs - epochs) * base.steps_per_epoch)
+            schedule = self.schedule(optimizer, (base.epochs - first) * base.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def pretraining_optimizer(self) -> Optimizer:
+        """Return the optimizer of the pretraining, of the encoder and the projector."""
+        assert self.instances is not None
+        parameters = [*self.backbone.parameters(), *self.instances.parameters()]
+        return torch.optim.SGD(parameters, lr=self.options.pretraining_lr, momentum=0.9, weight_decay=5e-4)
 
     def base_parameters(self) -> list[nn.Parameter]:
         """Return what the base session trains: all but the pretraining's projector and, with prototypes, the rows."""
-        idle = {*(self.instances.parameters() if self.instances is not None else ())}
+        idle = set(self.instances.parameters() if self.instances is not None else ())
         if self.prototypes is not None:
             idle.add(self.classifier.weight)
         return [parameter for parameter in self.parameters() if parameter.requires_grad and parameter not in idle]
@@ -506,15 +501,10 @@ class FewShotClassIncremental(StreamLearner):
         state = checkpoint["state_dict"]
         saved = checkpoint.get("hyper_parameters", {})
         if "tricks" in saved and "session" in state:
-            different = self.tricks ^ set(saved["tricks"] or ())
-            if int(state["session"]) == 0:
-                different -= OF_INCREMENTS
+            in_base_session = int(state["session"]) == 0
+            check_same_tricks(self.tricks, saved["tricks"] or (), in_base_session)
+            if in_base_session:
                 restore_part(self, state, "subnet.")
                 if self.subnet is None:
                     drop_part(state, "subnet.")
-            if different:
-                raise ValueError(
-                    f"The checkpoint was trained with tricks={saved['tricks'] or []}, this run has "
-                    f"{in_order(self.tricks)}: {', '.join(in_order(different))} cannot be changed any more."
-                )
         check_state(self, state)

@@ -1,7 +1,9 @@
 """The eight tricks, in the order of the paper's groups: stability, adaptability, training."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
+
+from zoo.functional import Task
 
 Trick = Literal[
     "contrastive", "prototypes", "pseudo_classes", "finetuning", "subnet", "larger_encoder", "pretraining", "rotation"
@@ -24,6 +26,50 @@ def check_tricks(tricks: Iterable[str]) -> frozenset[str]:
     if "subnet" in chosen and "finetuning" not in chosen:
         raise ValueError("The trick subnet says what finetuning moves: add finetuning to tricks.")
     return chosen
+
+
+def check_same_tricks(tricks: frozenset[str], saved: Iterable[str], in_base_session: bool) -> None:
+    """Check that a run may go on from a checkpoint.
+
+    Args:
+        tricks: Of the run.
+        saved: Of the checkpoint.
+        in_base_session: Whether it is one of the base session, after which those of the increments may be chosen anew.
+
+    Raises:
+        ValueError: If other tricks differ.
+    """
+    different = tricks ^ set(saved)
+    if in_base_session:
+        different -= OF_INCREMENTS
+    if different:
+        raise ValueError(
+            f"The checkpoint was trained with tricks={in_order(saved)}, this run has {in_order(tricks)}: "
+            f"{', '.join(in_order(different))} cannot be changed any more."
+        )
+
+
+def check_sessions(tasks: Sequence[Task], num_classes: int, pretraining_epochs: int) -> None:
+    """Check that a stream is one of sessions with new classes each.
+
+    Args:
+        tasks: Its sessions.
+        num_classes: Number of classes that they are to bring.
+        pretraining_epochs: First epochs of the base session that train no classifier.
+
+    Raises:
+        ValueError: If classes are missing or come twice, or pretraining takes up the base session.
+    """
+    if [label for task in tasks for label in task.classes] != list(range(num_classes)):
+        raise ValueError(
+            f"Each session must bring new classes, num_classes={num_classes} in all, but the stream has "
+            f"{[(task.classes.start, task.classes.stop) for task in tasks]}."
+        )
+    if tasks[0].epochs <= pretraining_epochs:
+        raise ValueError(
+            f"pretraining_epochs={pretraining_epochs} must be fewer than the {tasks[0].epochs} epochs of the base "
+            "session, of which they are the first: raise base_epochs of the datamodule."
+        )
 
 
 def check_positive(**numbers: float) -> None:

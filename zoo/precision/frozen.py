@@ -10,6 +10,7 @@ of Quantized LLMs", NeurIPS 2023 (NF4).
 
 import hashlib
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -179,20 +180,20 @@ class QuantizedLinear(nn.Module):
 # Packed weights of each library ---------------------------------------------------------------------------------------
 
 
-class Packed:
+class Packed(ABC):
     """A weight as a library packs it."""
 
+    @abstractmethod
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return x of shape (N, in) times the weight, plus the bias, of shape (N, out)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tensors(self) -> list[Tensor]:
         """Return all that takes memory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def move(self, device: torch.device) -> None:
         """Move to a device, without a cast."""
-        raise NotImplementedError
 
 
 class Int8Weight(Packed):

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.optim import SGD
 
 from zoo.functional import LiteralSteps, LookAhead, VirtualSteps, ema_update_, has_functional_form
-from zoo.segmentation.mean_teacher import MeanTeacher, check_batch
+from zoo.segmentation.batches import check_batch
+from zoo.segmentation.mean_teacher import MeanTeacher
 
 
 class FST(MeanTeacher):

@@ -19,7 +19,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as L
@@ -36,14 +35,15 @@ from zoo.functional import ema_update_, mix_seeds, momentum_at
 from zoo.metrics import intersection_over_union, mean_iou, pixel_accuracy
 from zoo.nn import (
     PolyWithWarmup,
-    SegmentationNetwork,
     check_state,
     create_segmentation_network,
     drop_part,
     restore_part,
     sliding_window,
 )
+from zoo.segmentation.batches import check_batch, split
 from zoo.segmentation.objectives import DomainMixing, Objective
+from zoo.segmentation.students import load_student, parameter_groups
 
 IGNORE = 255
 REBUILT = "objective."  # a frozen encoder that an objective compares with
@@ -462,78 +462,6 @@ class MeanTeacher(L.LightningModule):
 def confusion(num_classes: int) -> MulticlassConfusionMatrix:
     """Return a counter of pixels that leaves out those of 255."""
     return MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE, validate_args=False)
-
-
-def parameter_groups(network: nn.Module, head_lr_factor: float, decay_norms: bool) -> list[dict[str, Any]]:
-    """Return groups of the parameters that train, with ``lr_scale`` and, where nothing decays, ``weight_decay`` 0.
-
-    Raises:
-        ValueError: If heads are to have another rate and the network has no encoder.
-    """
-    encoder = network.encoder if isinstance(network, SegmentationNetwork) else None
-    if encoder is None and head_lr_factor != 1:
-        raise ValueError(
-            f"head_lr_factor={head_lr_factor} is for all that is no encoder, and the network has none: set it to 1."
-        )
-    of_encoder = set(encoder.parameters()) if encoder is not None else set(network.parameters())
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            key = parameter in of_encoder, decay_norms or parameter.ndim > 1
-            groups.setdefault(key, []).append(parameter)
-    return [
-        {"params": members, "lr_scale": 1.0 if encodes else head_lr_factor} | ({} if decays else {"weight_decay": 0.0})
-        for (encodes, decays), members in groups.items()
-    ]
-
-
-def load_student(student: nn.Module, path: str) -> None:
-    """Load the student of a checkpoint.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no student, or another one.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"start_from={path!r} is no file.")
-    state = torch.load(path, map_location="cpu", weights_only=True).get("state_dict", {})
-    weights = {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}
-    if not weights:
-        raise ValueError(f"start_from={path!r} holds no student: it is no checkpoint of MeanTeacher or FST.")
-    check_state(student, weights)
-    student.load_state_dict(weights)
-
-
-def split(batch: dict[str, Any], parts: int) -> Iterator[dict[str, Any]]:
-    """Yield parts of a batch, labelled and unlabelled images in equal shares.
-
-    Raises:
-        ValueError: If a number of images is not divisible.
-    """
-    if parts == 1:
-        yield batch
-        return
-    for number in range(parts):
-        yield {name: share_of(batch[name], number, parts) for name in ("labeled", "unlabeled")}
-
-
-def share_of(value: Any, number: int, parts: int) -> Any:
-    """Return one of the equal parts of a tensor, or of each tensor of a sequence."""
-    if not isinstance(value, Tensor):
-        return [share_of(entry, number, parts) for entry in value]
-    if len(value) % parts:
-        raise ValueError(f"micro_batches={parts} does not divide a batch of {len(value)} images.")
-    return value.chunk(parts)[number]
-
-
-def check_batch(batch: Any) -> None:
-    """Raise ValueError if a batch is not what the two datamodules give."""
-    if not isinstance(batch, dict) or not {"labeled", "unlabeled"} <= batch.keys():
-        found = sorted(batch) if isinstance(batch, dict) else type(batch).__name__
-        raise ValueError(
-            f"A batch must be a dict with 'labeled' and 'unlabeled', got {found}: use "
-            "SemiSupervisedSegmentationDataModule or DomainAdaptationDataModule."
-        )
 
 
 def check_arguments(

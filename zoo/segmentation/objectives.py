@@ -6,6 +6,7 @@ steps; the objective knows the losses.
 """
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -42,7 +43,7 @@ class Outcome(NamedTuple):
     logs: dict[str, Tensor]
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A loss of a student, given a batch and a teacher; derive from it for losses of your own.
 
     :class:`DomainMixing` and :class:`EntropyFiltering` are two. The method calls ``attach`` once, and the module itself
@@ -60,6 +61,7 @@ class Objective(nn.Module):
         """
         self.num_classes = num_classes
 
+    @abstractmethod
     def forward(
         self,
         student: nn.Module,
@@ -77,7 +79,6 @@ class Objective(nn.Module):
             generator: What is random is drawn from it; on the CPU.
             own_statistics: Whether the teacher keeps batch statistics of its own.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no forward, which returns an Outcome.")
 
 
 class DomainMixing(Objective):
