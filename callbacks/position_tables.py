@@ -61,7 +61,7 @@ class PositionTables:
             num_prefix = prefix_of(self.networks[number], name)
             with torch.no_grad():
                 parameter.copy_(resize_table(before, parameter.shape, num_prefix))
-            parameter.requires_grad_(before.requires_grad)
+            parameter.requires_grad_(before.requires_grad)  # earlier releases of timm let a frozen table learn
             for optimizer in optimizers:
                 replace_parameter(optimizer, before, parameter, num_prefix)
 

@@ -110,6 +110,15 @@ def test_moments_are_interpolated_and_other_state_is_kept():
     assert optimizer.state[new]["step"] == steps
 
 
+def test_a_frozen_table_stays_frozen():
+    module = Module("vit")
+    module.net.pos_embed.requires_grad_(False)
+    PositionTables(module).resize(32)
+    assert module.net.pos_embed.shape == (1, 5, 12)
+    assert not module.net.pos_embed.requires_grad
+    assert module.net.cls_token.requires_grad
+
+
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_trial_leaves_the_networks_own_parameters(kind):
     module = Module(kind)

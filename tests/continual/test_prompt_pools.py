@@ -80,12 +80,13 @@ def test_nearest_expert_in_evaluation() -> None:
     close(prompts(QUERY, None)[0][1], prompts.experts[0][[0, 1, 1]].detach())
 
 
-def components() -> PromptComponents:
-    prompts = PromptComponents((0,), 4, 1, 2, 2).double()
+def components(layers: tuple[int, ...] = (0,)) -> PromptComponents:
+    prompts = PromptComponents(layers, 4, 1, 2, 2).double()
     m, i, j = torch.meshgrid(*(torch.arange(n, dtype=F64) for n in (4, 2, 2)), indexing="ij")
-    prompts.prefixes[0].data.copy_(torch.sin(m + 2 * i + 0.5 * j).unsqueeze(2))
-    for part, rows in ((prompts.keys, KEYS), (prompts.attentions, ATTENTIONS)):
-        part[0] = torch.nn.Parameter(rows.clone())  # of width 3 here, while components have width 2
+    for block in range(len(layers)):
+        prompts.prefixes[block].data.copy_(torch.sin(m + 2 * i + 0.5 * j).unsqueeze(2))
+        for part, rows in ((prompts.keys, KEYS), (prompts.attentions, ATTENTIONS)):
+            part[block] = torch.nn.Parameter(rows.clone())  # of width 3 here, while components have width 2
     return prompts
 
 
@@ -115,6 +116,7 @@ def test_weighted_sum_of_components() -> None:
         close(orthogonality(rows), value)
     close(16 * orthogonality(KEYS), 24.332959951128)
     close(penalty, sum(expected))
+    close(components((0, 2, 3))(QUERY, None)[1], sum(expected))  # a mean over blocks
 
 
 def test_components_of_earlier_tasks_are_held() -> None:

@@ -204,6 +204,9 @@ def test_domain_mixing_pastes_half_of_the_classes_and_weights_the_rest_by_qualit
     expected = (F.cross_entropy(red_or_green(shown), labels, reduction="none") * weight).mean()
     assert outcome.logs["loss_unlabeled"].item() == pytest.approx(expected.item())
     assert outcome.loss.item() == pytest.approx(expected.item() + outcome.logs["loss_labeled"].item())
+    objective.unlabeled_weight = 0.25
+    outcome = objective(student, teacher, {"labeled": (images, masks), "unlabeled": unlabeled}, generator(), False)
+    assert outcome.loss.item() == pytest.approx(0.25 * expected.item() + outcome.logs["loss_labeled"].item())
 
 
 def test_labelled_loss_counts_ignored_pixels_in_its_mean_as_published() -> None:
@@ -268,7 +271,10 @@ def test_feature_distance_is_to_the_encoder_before_training_and_is_not_saved(tmp
     def make() -> Any:
         torch.manual_seed(1)
         objective = DomainMixing(feature_distance=0.5, feature_classes=[0, 1, 2], **PLAIN)
-        return method(network=SegmentationNetwork(WithEncoder()), network_args=None, objective=objective)
+        network = SegmentationNetwork(
+            WithEncoder(), [0.2, 0.3, 0.4], [0.3, 0.2, 0.1]
+        )  # both encoders see it normalised
+        return method(network=network, network_args=None, objective=objective)
 
     module = make()
     batch = {

@@ -356,9 +356,7 @@ def build_backbone(
         overlay = backbone_args.get("pretrained_cfg_overlay", {})
         backbone_args["pretrained_cfg_overlay"] = {**overlay, "num_classes": 1000}
     try:
-        backbone = create_backbone(
-            name, pretrained if checkpoint_path is None else False, None, mean, std, **backbone_args
-        )
+        backbone = create_backbone(name, pretrained, None, mean, std, **backbone_args)
     except (TypeError, RuntimeError) as error:  # the second where weights were to be loaded
         if "'drop_path_rate'" in str(error):
             raise ValueError(no_drop_path) from error
