@@ -1,9 +1,13 @@
 """What all tests share: one thread, seeds, and a stream small enough to run in a second."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never asks the network; read when timm is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in child processes: sums are bitwise the same, small ones faster
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, whose children ignore Ctrl-C too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Callable
 from typing import Any
