@@ -656,6 +656,26 @@ def test_every_shipped_claim_is_valid():
         assert [loaded.settings(run, seed) for run in loaded.runs for seed in loaded.seeds]
 
 
+def test_without_published_values_a_row_is_one_line_with_all_its_metrics(home):
+    claim = {key: value for key, value in CONTENT.items() if key != "published"}
+    claim["metrics"] = [ACCURACY, "final.test/acc"]
+    claim["runs"] = [{**CONTENT["runs"][0], "metrics": [ACCURACY]}, CONTENT["runs"][1]]
+    claim["rule"] = {"order": {"metric": ACCURACY, "runs": ["high", "low"]}}
+    (catalogue.CONFIGS / "claims/x.yaml").write_text(yaml.safe_dump(claim))
+    numbers = {("high", 0): ("90", ""), ("high", 2): ("92", ""), ("low", 0): ("70", "50"), ("low", 2): ("72", "52")}
+    records = [
+        {"run": run, "seed": str(seed), ACCURACY: first, "final.test/acc": second}
+        for (run, seed), (first, second) in numbers.items()
+    ]
+    table = render.markdown(load_claim("x"), records, "x.csv").split("\n\n")[1]
+    assert table.splitlines() == [
+        "| run | accuracy | test accuracy | n | verdict |",
+        "| --- | --- | --- | --- | --- |",
+        "| high | 91.00 ± 1.41 |  | 2 | holds (+20.00 to low) |",
+        "| low | 71.00 ± 1.41 | 51.00 ± 1.41 | 2 | - |",
+    ]
+
+
 def test_tables_in_the_repository_are_those_of_its_csv_files():
     stale = render.render_documents(ROOT, ROOT / "results", write=False)
     assert not stale, f"run `zoo reproduce --render`: {', '.join(map(str, stale))}"
@@ -666,9 +686,11 @@ def test_tables_in_the_repository_are_those_of_its_csv_files():
     [
         ("class_incremental.average_accuracy", "average accuracy"),
         ("task_known.forgetting", "forgetting (task known)"),
-        ("final.test/acc", "test/acc"),
+        ("final.test/acc", "test accuracy"),
+        ("final.test/loss", "test/loss"),
         ("final.val.acc_top5", "val.acc_top5"),
         ("best.val/acc", "val/acc (best)"),
+        ("best.test/acc", "test accuracy (best)"),
         ("train_seconds", "training time (s)"),
         ("peak_memory_mib", "peak memory (MiB)"),
     ],

@@ -104,9 +104,19 @@ def markdown(claim: Claim, records: list[Record], csv_link: str) -> str:
 
 
 def _columns(claim: Claim, table: list[Line]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows; the metric is a column only where there are several."""
-    names = [name for name in Line._fields if name != "metric" or len(claim.metrics) > 1]
-    return names, [[getattr(line, name) for name in names] for line in table]
+    """Return header and rows: where the paper has values, they stand beside ours; elsewhere a row is one line."""
+    if claim.published:  # the metric is a column only where there are several
+        names = [name for name in Line._fields if name != "metric" or len(claim.metrics) > 1]
+        return names, [[getattr(line, name) for name in names] for line in table]
+    labels = [label(metric) for metric in claim.metrics]
+    rows = []
+    for run in claim.runs:
+        cells = {line.metric: line for line in table if line.run == run.name}
+        counts = dict.fromkeys(line.n for line in cells.values())
+        verdicts = dict.fromkeys(line.verdict for line in cells.values() if line.verdict != "-")
+        measured = [cells[name].measured if name in cells else "" for name in labels]
+        rows.append([run.name, *measured, ", ".join(counts), ", ".join(verdicts) or "-"])
+    return ["run", *labels, "n", "verdict"], rows
 
 
 def render_documents(root: Path, results_folder: Path, write: bool = True) -> list[Path]:
