@@ -284,6 +284,7 @@ class StreamReport(Callback):
             },
             "test_sizes": self.test_sizes,
             "split": self.split,
+            "learnable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
             "wall_seconds": round(self._elapsed(), 3),
             **run_settings(trainer, pl_module),
         }

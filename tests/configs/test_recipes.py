@@ -19,7 +19,7 @@ from PIL import Image
 from timm import create_model
 
 from zoo.cli.lightning import ZooCLI, run
-from zoo.nn import segmentation
+from zoo.nn import backbones, segmentation
 from zoo.nn.weights import load_weights
 from zoo.pretraining import encoders
 from zoo.supervised import image_classifier
@@ -135,7 +135,7 @@ def build(recipe: Path) -> ZooCLI:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timm, "create_model", empty_network)
         patch.setattr(segmentation, "from_smp", untrained_network)
-        for user in (image_classifier, encoders):
+        for user in (image_classifier, encoders, backbones):
             patch.setattr(user, "load_weights", load_if_there)
         with pytest.raises(Built) as stop:
             BuildOnly(["fit", "--config", str(recipe), "--run_dir", "built", *ON_THIS_MACHINE])

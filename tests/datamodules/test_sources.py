@@ -16,6 +16,7 @@ from zoo.datamodules.sources import (
     CIFAR10,
     CIFAR100,
     MNIST,
+    ClassSubset,
     CORe50,
     Digits,
     FashionMNIST,
@@ -499,3 +500,39 @@ def test_synthetic_domains_hold_every_class_and_shift_the_images():
 def test_synthetic_refuses_an_empty_set():
     with pytest.raises(ValueError, match="train_per_class=0"):
         Synthetic(train_per_class=0)
+
+
+# Some classes of a source -------------------------------------------------------------------------------------------
+
+
+def test_class_subset_has_the_images_of_its_classes_under_labels_from_0():
+    whole = Synthetic(num_classes=5, image_size=4, train_per_class=3, test_per_class=2, num_domains=2)
+    part = ClassSubset(whole, start=1, stop=3)
+    part.prepare()
+    assert part.classes == ["class1", "class2"]
+    assert part.domain_names == ["domain0", "domain1"]
+    for images, everything in ((part.train(), whole.train()), (part.test(), whole.test())):
+        kept = [i for i, label in enumerate(everything.targets) if label in (1, 2)]
+        assert images.targets.tolist() == [int(everything.targets[i]) - 1 for i in kept]
+        assert len(images) == len(kept)
+        for position, i in enumerate(kept):
+            image, label = images[position]
+            torch.testing.assert_close(image, everything[i][0], rtol=0, atol=0)
+            assert label == images.targets[position]
+    domains = torch.as_tensor(whole.train().domains)
+    targets = torch.as_tensor(whole.train().targets)
+    assert torch.equal(part.train().domains, domains[(targets == 1) | (targets == 2)])
+
+
+def test_class_subset_names_the_files_of_its_images(tmp_path):
+    for label in ("a", "b", "c"):
+        save_image(tmp_path / "train" / label / f"{label}.png")
+        save_image(tmp_path / "test" / label / f"{label}.png")
+    part = ClassSubset(ImageFolders(tmp_path, "train", "test"), start=1)
+    assert [(path.rpartition("/")[2], label) for path, label in part.train().samples] == [("b.png", 0), ("c.png", 1)]
+
+
+@pytest.mark.parametrize(("start", "stop"), [(2, 2), (-1, 3), (0, 6), (5, None)])
+def test_class_subset_refuses_classes_that_are_not_there(start, stop):
+    with pytest.raises(ValueError, match=f"start={start} and stop={stop or 5} .* Synthetic has 5 classes"):
+        ClassSubset(Synthetic(num_classes=5), start, stop)
