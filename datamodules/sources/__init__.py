@@ -1,7 +1,7 @@
 """Where images come from. A source knows files and formats, and nothing of tasks, batches or transforms."""
 
 from zoo.datamodules.sources.cifar import CIFAR10, CIFAR100
-from zoo.datamodules.sources.class_subset import ClassSubset
+from zoo.datamodules.sources.class_range import ClassRange
 from zoo.datamodules.sources.core50 import CORe50
 from zoo.datamodules.sources.digit_scenes import DigitScenes
 from zoo.datamodules.sources.digits import Digits
@@ -18,7 +18,7 @@ __all__ = [
     "CIFAR100",
     "MNIST",
     "CORe50",
-    "ClassSubset",
+    "ClassRange",
     "DigitScenes",
     "Digits",
     "FashionMNIST",

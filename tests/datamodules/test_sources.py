@@ -16,7 +16,7 @@ from zoo.datamodules.sources import (
     CIFAR10,
     CIFAR100,
     MNIST,
-    ClassSubset,
+    ClassRange,
     CORe50,
     Digits,
     FashionMNIST,
@@ -62,7 +62,7 @@ def test_building_a_source_does_not_touch_the_disk(source, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("source", [Digits(), Synthetic(num_domains=2)])
+@pytest.mark.parametrize("source", [Digits(), Synthetic(num_domains=2), ClassRange(Digits(), 4, 9)])
 def test_data_sets_keep_the_contract(source):
     assert isinstance(source, Source)
     source.prepare()
@@ -502,37 +502,40 @@ def test_synthetic_refuses_an_empty_set():
         Synthetic(train_per_class=0)
 
 
-# Some classes of a source -------------------------------------------------------------------------------------------
+# ClassRange ---------------------------------------------------------------------------------------------------------
 
 
-def test_class_subset_has_the_images_of_its_classes_under_labels_from_0():
-    whole = Synthetic(num_classes=5, image_size=4, train_per_class=3, test_per_class=2, num_domains=2)
-    part = ClassSubset(whole, start=1, stop=3)
-    part.prepare()
-    assert part.classes == ["class1", "class2"]
-    assert part.domain_names == ["domain0", "domain1"]
-    for images, everything in ((part.train(), whole.train()), (part.test(), whole.test())):
-        kept = [i for i, label in enumerate(everything.targets) if label in (1, 2)]
-        assert images.targets.tolist() == [int(everything.targets[i]) - 1 for i in kept]
-        assert len(images) == len(kept)
-        for position, i in enumerate(kept):
-            image, label = images[position]
-            torch.testing.assert_close(image, everything[i][0], rtol=0, atol=0)
-            assert label == images.targets[position]
-    domains = torch.as_tensor(whole.train().domains)
-    targets = torch.as_tensor(whole.train().targets)
-    assert torch.equal(part.train().domains, domains[(targets == 1) | (targets == 2)])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_ranges_of_classes_share_out_the_images(split):
+    whole = Synthetic(num_classes=5, num_domains=2, test_domains=True)
+    parts = [ClassRange(whole, stop=2), ClassRange(whole, start=2)]
+    assert [list(part.classes) for part in parts] == [["class0", "class1"], ["class2", "class3", "class4"]]
+    assert parts[0].domain_names == whole.domain_names
+    everything, images = getattr(whole, split)(), [getattr(part, split)() for part in parts]
+    assert sum(map(len, images)) == len(everything)
+    for part, start in zip(images, (0, 2), strict=True):
+        assert part.domains.tolist() == [int(everything.domains[index]) for index in part.indices]
+        for position, index in enumerate(part.indices.tolist()):
+            assert torch.equal(part[position][0], everything[index][0])
+            assert part[position][1] + start == everything[index][1]
 
 
-def test_class_subset_names_the_files_of_its_images(tmp_path):
-    for label in ("a", "b", "c"):
-        save_image(tmp_path / "train" / label / f"{label}.png")
-        save_image(tmp_path / "test" / label / f"{label}.png")
-    part = ClassSubset(ImageFolders(tmp_path, "train", "test"), start=1)
-    assert [(path.rpartition("/")[2], label) for path, label in part.train().samples] == [("b.png", 0), ("c.png", 1)]
+def test_a_range_of_classes_keeps_the_names_of_files(tmp_path):
+    for label in "abc":
+        for number in range(5):
+            save_image(tmp_path / label / f"{number}.png")
+    images = ClassRange(ImageFolders(tmp_path), start=1).test()
+    assert [path.split("/")[-2] for path, _ in images.samples] == ["b", "c"]
+    assert [label for _, label in images.samples] == [0, 1]
 
 
-@pytest.mark.parametrize(("start", "stop"), [(2, 2), (-1, 3), (0, 6), (5, None)])
-def test_class_subset_refuses_classes_that_are_not_there(start, stop):
-    with pytest.raises(ValueError, match=f"start={start} and stop={stop or 5} .* Synthetic has 5 classes"):
-        ClassSubset(Synthetic(num_classes=5), start, stop)
+@pytest.mark.parametrize(("start", "stop"), [(-1, None), (3, 3), (0, 0)])
+def test_an_empty_range_of_classes_is_refused(start, stop):
+    with pytest.raises(ValueError, match=f"start={start} must be at least 0, and stop={stop} more"):
+        ClassRange(Digits(), start, stop)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(10, None), (0, 11)])
+def test_a_range_beyond_the_classes_is_refused(start, stop):
+    with pytest.raises(ValueError, match=f"start={start} and stop={stop} reach beyond the 10 classes of Digits"):
+        _ = ClassRange(Digits(), start, stop).classes

@@ -28,7 +28,7 @@ class FrozenBackboneLearner(StreamLearner):
         checkpoint_path: See there.
         mean: See there.
         std: See there.
-        backbone_args: More arguments of ``timm.create_model``.
+        backbone_args: Further arguments of timm's model, such as ``img_size``.
         class_names: Name of each label, for predictions.
         save_backbone: Whether checkpoints hold the backbone. Default: only if it cannot be rebuilt, which is to say if
             it is a module of the caller's or has random weights.

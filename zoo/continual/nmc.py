@@ -42,7 +42,7 @@ class NMC(FrozenBackboneLearner):
         checkpoint_path: See there.
         mean: See there.
         std: See there.
-        backbone_args: More arguments of ``timm.create_model``.
+        backbone_args: Further arguments of timm's model, such as ``img_size``.
         class_names: Name of each label, for predictions.
         save_backbone: Whether checkpoints hold the backbone. Default: only if it cannot be rebuilt, which is to say if
             it is a module of yours or has random weights.
@@ -80,17 +80,9 @@ class NMC(FrozenBackboneLearner):
             raise ValueError(f"rule={rule!r} must be 'euclidean', 'euclidean_raw' or 'cosine'.")
         normalize = rule == "euclidean"  # the paper's: what is summed are features of unit length
         super().__init__(
-            num_classes,
-            backbone,
-            normalize,
-            pretrained,
-            checkpoint_path,
-            mean,
-            std,
-            backbone_args,
-            class_names,
+            num_classes, backbone, normalize, pretrained, checkpoint_path, mean, std, backbone_args, class_names,
             save_backbone,
-        )
+        )  # fmt: skip
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
         self.rule: Rule = rule
         self.means = ClassMeans(num_classes, self.num_features)

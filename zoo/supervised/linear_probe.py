@@ -43,7 +43,7 @@ class LinearProbe(FrozenBackboneLearner):
         checkpoint_path: See there.
         mean: See there.
         std: See there.
-        backbone_args: More arguments of ``timm.create_model``.
+        backbone_args: Further arguments of timm's model, such as ``img_size``.
         class_names: Name of each label, for predictions.
         save_backbone: Whether checkpoints hold the backbone. Default: only if it cannot be rebuilt, which is to say if
             it is a module of yours or has random weights.
@@ -86,17 +86,9 @@ class LinearProbe(FrozenBackboneLearner):
         if max_iter < 1:
             raise ValueError(f"max_iter={max_iter} must be at least 1.")
         super().__init__(
-            num_classes,
-            backbone,
-            normalize,
-            pretrained,
-            checkpoint_path,
-            mean,
-            std,
-            backbone_args,
-            class_names,
+            num_classes, backbone, normalize, pretrained, checkpoint_path, mean, std, backbone_args, class_names,
             save_backbone,
-        )
+        )  # fmt: skip
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
         self.regularization = regularization
         self.max_iter = max_iter
