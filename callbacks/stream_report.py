@@ -111,8 +111,6 @@ class StreamReport(Callback):
         self._started: float | None = None
         self._before: dict[str, Any] = {}
         self._warned = False
-        if hasattr(self, "_costs"):
-            self._costs.detach()
         self._costs = StreamCosts()
 
     # Lightning's hooks ----------------------------------------------------------------------------------------------
