@@ -70,7 +70,7 @@ def terminal_table(claim: Claim, records: list[Record]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    header, rows = _columns(claim, lines(claim, records))
+    header, rows = _long(claim, lines(claim, records))
     table = Table(title=claim.title, box=box.SIMPLE_HEAD, title_style="bold", title_justify="left")
     for name in header:
         table.add_column(name, justify="right" if name == "n" else "left", no_wrap=name == "run")
@@ -87,7 +87,7 @@ def markdown(claim: Claim, records: list[Record], csv_link: str) -> str:
         records: The runs that count.
         csv_link: Path of the CSV file, relative to the document.
     """
-    header, rows = _columns(claim, lines(claim, records))
+    header, rows = (_long if claim.published else _wide)(claim, lines(claim, records))
     table = [header, ["---"] * len(header), *rows]
     what = f" ({label(claim.metrics[0])})" if len(claim.metrics) == 1 else ""
     paper = [f"Paper: {claim.paper.rstrip('.')}."] if claim.paper else []
@@ -103,11 +103,14 @@ def markdown(claim: Claim, records: list[Record], csv_link: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _columns(claim: Claim, table: list[Line]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows: where the paper has values, they stand beside ours; elsewhere a row is one line."""
-    if claim.published:  # the metric is a column only where there are several
-        names = [name for name in Line._fields if name != "metric" or len(claim.metrics) > 1]
-        return names, [[getattr(line, name) for name in names] for line in table]
+def _long(claim: Claim, table: list[Line]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows, one for each metric, which is a column only where there are several."""
+    names = [name for name in Line._fields if name != "metric" or len(claim.metrics) > 1]
+    return names, [[getattr(line, name) for name in names] for line in table]
+
+
+def _wide(claim: Claim, table: list[Line]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows, one for each row of the claim with all its metrics; without the paper's values."""
     labels = [label(metric) for metric in claim.metrics]
     rows = []
     for run in claim.runs:
