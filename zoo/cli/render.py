@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.cli import results
-from zoo.cli.claims import Claim, load_claim
+from zoo.cli.claims import Claim, claim_names, load_claim
 from zoo.cli.messages import CommandError
 from zoo.cli.results import Record, label, mean, std, values
 from zoo.functional import write_atomically
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BLOCK = re.compile(r"^<!-- claim: (\S+) -->\n.*?^<!-- /claim -->$", re.DOTALL | re.MULTILINE)
+SUMMARY = re.compile(r"^<!-- claims -->\n.*?^<!-- /claims -->$", re.DOTALL | re.MULTILINE)
 OPENING = re.compile(r"^<!-- claim: (\S+) -->$", re.MULTILINE)
 
 
@@ -125,7 +126,8 @@ def _wide(claim: Claim, table: list[Line]) -> tuple[list[str], list[list[str]]]:
 def render_documents(root: Path, results_folder: Path, write: bool = True) -> list[Path]:
     """Bring the tables of README.md and docs up to date with the CSV files.
 
-    A table stands between ``<!-- claim: NAME -->`` and ``<!-- /claim -->``, each on a line of its own.
+    A table stands between ``<!-- claim: NAME -->`` and ``<!-- /claim -->``, each on a line of its own; a list of all
+    claims with their states between ``<!-- claims -->`` and ``<!-- /claims -->``.
 
     Args:
         root: Folder that holds README.md and docs.
@@ -146,6 +148,9 @@ def render_documents(root: Path, results_folder: Path, write: bool = True) -> li
             if opening.start() not in closed:
                 raise CommandError(f"{document}: <!-- claim: {opening[1]} --> is not closed by <!-- /claim -->")
 
+        def list_all(block: re.Match[str], folder: Path = document.parent) -> str:
+            return summary(root, results_folder, folder)
+
         def fill(block: re.Match[str], folder: Path = document.parent) -> str:
             claim = load_claim(block[1])
             path = results_folder / f"{claim.name}.csv"
@@ -153,12 +158,35 @@ def render_documents(root: Path, results_folder: Path, write: bool = True) -> li
             link = Path(os.path.relpath(path, folder)).as_posix()
             return f"<!-- claim: {block[1]} -->\n{markdown(claim, records, link)}<!-- /claim -->"
 
-        new = BLOCK.sub(fill, old)
+        new = SUMMARY.sub(list_all, BLOCK.sub(fill, old))
         if new != old:
             changed.append(document)
             if write:
                 write_atomically(document, new)
     return changed
+
+
+def summary(root: Path, results_folder: Path, folder: Path) -> str:
+    """Return the block that lists all claims: title, state, and the page of docs that has the table.
+
+    Args:
+        root: Folder that holds docs.
+        results_folder: Folder that holds the CSV files.
+        folder: Where the document is that shows the list.
+    """
+    pages: dict[str, Path] = {}
+    for page in sorted(root.glob("docs/**/*.md")):
+        for opening in OPENING.finditer(page.read_text(encoding="utf-8")):
+            pages.setdefault(opening[1], page)
+    rows = ["| claim | state | table |", "| --- | --- | --- |"]
+    for name in claim_names():
+        claim = load_claim(name)
+        records = results.counted(claim, results.read_records(results_folder / f"{name}.csv"))
+        link = (
+            f"[{pages[name].stem}]({Path(os.path.relpath(pages[name], folder)).as_posix()})" if name in pages else "-"
+        )
+        rows.append(f"| {claim.title} | {results.state(claim, records)} | {link} |")
+    return "\n".join(["<!-- claims -->", *rows, "<!-- /claims -->"])
 
 
 def picture(claim: Claim, records: list[Record]) -> bytes:
