@@ -230,7 +230,7 @@ def read_synthia(path: Path) -> Tensor:
             )
         # PIL keeps the upper byte of each 16 bits, and ids are in the lower one. That is what it keeps if it is told
         # that the bytes stand in the other order.
-        file.tile = [(codec, box, offset, "RGB;16L")]
+        file.tile = [(codec, box, offset, "RGB;16L")]  # type: ignore[list-item]  # older releases know plain tuples
         ids = np.array(file)[..., 0]
     return torch.from_numpy(lookup_table(SYNTHIA_IDS)[ids])
 
