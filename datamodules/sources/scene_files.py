@@ -33,16 +33,15 @@ class SceneFiles:
     Args:
         scenes: Name and files of each scene.
         read_mask: Returns the mask in a file, uint8 of shape (H, W).
+
+    Attributes:
+        names: Name of every scene.
     """
 
     def __init__(self, scenes: Sequence[SceneFile], read_mask: Callable[[Path], Tensor]) -> None:
         self.scenes = scenes
         self.read_mask = read_mask
-
-    @property
-    def names(self) -> list[str]:
-        """Name of every scene."""
-        return [scene.name for scene in self.scenes]
+        self.names = [scene.name for scene in scenes]
 
     def __len__(self) -> int:
         return len(self.scenes)

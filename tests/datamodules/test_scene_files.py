@@ -5,9 +5,12 @@ import struct
 import zlib
 from pathlib import Path
 
+import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
+import yaml
+from jsonargparse import ArgumentParser
 from PIL import Image
 from scipy.io import savemat
 
@@ -320,6 +323,58 @@ def test_a_synthetic_domain_is_adapted_to_a_real_one(tmp_path: Path, synthia: Pa
         assert len(data.test_set) == 1
     with pytest.raises(ValueError, match="other classes"):
         DomainAdaptationDataModule(SyntheticScenes(), real)
+
+
+def recipe_data(name: str, **changes):
+    """Return the datamodule of a shipped recipe, with other arguments."""
+    recipe = yaml.safe_load((Path(__file__).parents[2] / "configs" / "segmentation" / f"{name}.yaml").read_text())
+    content = recipe["data"]
+    content["init_args"] |= {"num_workers": 0, **changes}
+    parser = ArgumentParser()
+    parser.add_argument("--data", type=L.LightningDataModule)
+    return parser.instantiate_classes(parser.parse_object({"data": content})).data
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_recipes_of_voc_read_its_files(voc: Path, tmp_path: Path, monkeypatch) -> None:
+    write_mask(voc / "SegmentationClassAug" / "2008_000002.png", COARSE, palette=False)
+    monkeypatch.setattr(PascalVOC, "AUGMENTED", 3)
+    (tmp_path / "labeled.txt").write_text("2007_000032")
+    source = {"class_path": "PascalVOC", "init_args": {"root": str(voc)}}
+    data = recipe_data("fst_voc_662", source=source, labeled=str(tmp_path / "labeled.txt"), steps_per_epoch=1)
+    data.prepare_data()
+    data.setup("fit")
+    batch, _, _ = next(iter(data.train_dataloader()))
+    images, masks = batch["labeled"]
+    assert images.shape == batch["unlabeled"].shape == (4, 3, 513, 513)
+    assert masks.shape == (4, 513, 513)
+    assert set(masks.flatten().tolist()) <= {0, 15, 20, 255}
+    image, mask = next(iter(data.val_dataloader()))
+    assert image.shape == (1, 3, 2, 3)
+    assert mask[0].tolist() == FINE
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_recipes_of_streets_read_their_files(tmp_path: Path, synthia: Path) -> None:
+    real = {"class_path": "Cityscapes", "init_args": {"root": str(write_cityscapes(tmp_path / "real"))}}
+    roots = {"gtav": ("GTAV", write_gtav(tmp_path / "gta")), "synthia": ("SYNTHIA", synthia)}
+    for name, (source, root) in roots.items():
+        data = recipe_data(
+            f"fst_{name}_cityscapes",
+            source={"class_path": source, "init_args": {"root": str(root)}},
+            target=real,
+            rare_classes={"min_pixels": 0, "statistics": str(root / "sample_class_stats.json")},
+        )
+        data.prepare_data()
+        assert (root / "sample_class_stats.json").is_file()
+        data.setup("fit")
+        batch, _, _ = next(iter(data.train_dataloader()))
+        images, masks = batch["labeled"]
+        assert images.shape == batch["unlabeled"].shape == (2, 3, 512, 512)
+        assert set(masks.flatten().tolist()) <= {*range(19), 255}
+        image, mask = next(iter(data.val_dataloader()))
+        assert image.shape == (1, 3, 512, 1024)
+        assert mask.shape == (1, 1, len(CITYSCAPES_LABELS))  # measured at its own resolution
 
 
 def test_scenes_in_files_can_be_sent_to_loader_processes(tmp_path: Path, synthia: Path) -> None:
