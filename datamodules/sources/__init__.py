@@ -8,16 +8,21 @@ from zoo.datamodules.sources.digits import Digits
 from zoo.datamodules.sources.fashion_mnist import MNIST, FashionMNIST
 from zoo.datamodules.sources.folders import ImageFolders
 from zoo.datamodules.sources.glyphs import Glyphs
+from zoo.datamodules.sources.pascal_voc import PascalVOC
 from zoo.datamodules.sources.segmentation import LabeledScenes, SegmentationSource
 from zoo.datamodules.sources.source import LabeledImages, Source
+from zoo.datamodules.sources.streets import GTAV, SYNTHIA, Cityscapes
 from zoo.datamodules.sources.synthetic import Synthetic
 from zoo.datamodules.sources.synthetic_scenes import SyntheticScenes
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
+    "GTAV",
     "MNIST",
+    "SYNTHIA",
     "CORe50",
+    "Cityscapes",
     "ClassRange",
     "DigitScenes",
     "Digits",
@@ -26,6 +31,7 @@ __all__ = [
     "ImageFolders",
     "LabeledImages",
     "LabeledScenes",
+    "PascalVOC",
     "SegmentationSource",
     "Source",
     "Synthetic",

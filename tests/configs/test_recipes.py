@@ -102,8 +102,12 @@ def small_network(name: str, pretrained: bool = False, checkpoint_path: str = ""
 
 
 def untrained_network(name: str, num_classes: int, pretrained: bool, arguments: dict[str, Any]) -> torch.nn.Module:
-    """Stand in for segmentation-models-pytorch: the network itself, without a download of weights."""
-    return FROM_SMP(name, num_classes, False, arguments)
+    """Stand in for segmentation-models-pytorch: the network without memory and weights, small where that fails."""
+    try:
+        with torch.device("meta"):
+            return FROM_SMP(name, num_classes, False, arguments)
+    except RuntimeError:  # its transformers read numbers back while they are built
+        return FROM_SMP(name.replace("mit_b5", "mit_b0"), num_classes, False, arguments)
 
 
 FROM_SMP = segmentation.from_smp
@@ -197,6 +201,8 @@ def twin_of_scenes(cli: ZooCLI) -> list[str]:
         options += [f"--data.{name}", json.dumps({"class_path": "SyntheticScenes", "init_args": scenes})]
     for name in ("unlabeled_batch_size", "steps_per_epoch", "train_transform", "unlabeled_transform", "test_transform"):
         options += [f"--data.{name}", "null"]
+    if data.get("rare_classes"):
+        options += ["--data.rare_classes.min_pixels", "0"]
     if "labeled" in data:
         options += ["--data.labeled", "4", "--data.unlabeled", "null"]
     for name, value in {"network": "small_unet", "network_args": "null", "pretrained": "false", "mean": "null",
