@@ -155,3 +155,50 @@ def refusal(error: Exception) -> str:
     if training or not ours or not isinstance(error, ValueError | RuntimeError):
         raise error
     return " ".join(str(error).split())
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+HEAD = """# What runs at which precision
+
+Every method, by one of its recipes on a small network and synthetic images, at every precision under every strategy, on
+CPUs: two processes where there are several. `yes`: it trains, evaluates and saves; all processes end with the same
+weights. A number: it is refused before training, for the reason below. Written by
+`pytest -m slow tests/precision/test_matrix.py`; what each word means stands in [precision](precision.md).
+"""
+UNUSED = "`yes`, with `ddp_find_unused_parameters_true`"
+
+
+def write_table(rows: list[Row], answers: dict[tuple[str, str, str], str]) -> str:
+    """Return the page of all answers by method, precision and strategy."""
+    reasons: list[str] = []
+
+    def cell(answer: str, method: str) -> str:
+        if answer.startswith(RUNS):
+            return UNUSED if answer != RUNS else "`yes`"
+        reason = answer.replace(method, "The method")
+        if reason not in reasons:
+            reasons.append(reason)
+        return f"{reasons.index(reason) + 1}"
+
+    text = [HEAD]
+    for strategy in STRATEGIES:
+        text += [f"## {strategy}", "", f"| method | recipe | {' | '.join(PRECISIONS)} |"]
+        text += ["| --- " * (2 + len(PRECISIONS)) + "|"]
+        for row in rows:
+            cells = [cell(answers[row.method, precision, strategy], row.method) for precision in PRECISIONS]
+            text.append(f"| `zoo.{row.method}` | `{row.recipe.stem}` | {' | '.join(cells)} |")
+        text.append("")
+    text += ["## Reasons", "", *(f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)), ""]
+    return "\n".join(text)
+
+
+def read_table(text: str) -> dict[tuple[str, str, str], str]:
+    """Return what :func:`write_table` was given: the reasons are those of "The method"."""
+    reasons = dict(re.findall(r"^(\d+)\. (.+)$", text, re.MULTILINE))
+    answers = {}
+    for strategy, body in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL):
+        for method, cells in re.findall(r"^\| `zoo\.(\w+)` \| `\w+` \| (.*) \|$", body, re.MULTILINE):
+            for precision, cell in zip(PRECISIONS, cells.split(" | "), strict=True):
+                answers[method, precision, strategy] = RUNS if cell.startswith("`yes`") else reasons[cell]
+    return answers

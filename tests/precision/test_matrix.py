@@ -1,0 +1,85 @@
+"""Each method at one precision under one strategy, as the table in docs says; the slow test runs and writes all of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import matrix
+import pytest
+import timm
+import torch
+from matrix import CELLS, METHODS, RUNS, STRATEGIES, read_table, row_of, run_cell, small_network, write_table
+
+TABLE = Path(__file__).parents[2] / "docs" / "precision_matrix.md"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Write runs into a temporary folder, and show errors in full."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_TRACEBACK", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    row_of.cache_clear()  # the files are gone
+
+
+def answer_of(method: str, precision: str, strategy: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    row = row_of(method)
+    with monkeypatch.context() as patch:
+        patch.setattr(timm, "create_model", small_network)
+        return run_cell(row, precision, strategy)
+
+
+# A step of 7 through 18 cells: neighbours have another precision and another strategy.
+@pytest.mark.parametrize(
+    ("method", "precision", "strategy"),
+    [(method, *CELLS[7 * number % len(CELLS)]) for number, method in enumerate(METHODS)],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_method_does_what_the_table_says(
+    method: str, precision: str, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documented = read_table(TABLE.read_text(encoding="utf-8"))[method, precision, strategy]
+    answer = answer_of(method, precision, strategy, monkeypatch)
+    assert (RUNS if answer.startswith(RUNS) else answer.replace(method, "The method")) == documented
+
+
+def test_the_table_names_every_method_and_every_method_runs_somewhere() -> None:
+    table = read_table(TABLE.read_text(encoding="utf-8"))
+    assert table.keys() == {(method, *cell) for method in METHODS for cell in CELLS}
+    for method in METHODS:
+        # The default precision, on one device and under DDP.
+        assert table[method, "32-true", "one device"] == table[method, "32-true", "ddp"] == RUNS
+    assert "zoo.cli" not in TABLE.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_method_at_every_precision_under_every_strategy(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """A quarter of an hour on one core; writes the table."""
+    answers = {
+        (method, *cell): answer_of(method, *cell, monkeypatch)  # what is neither a run nor a refusal ends it here
+        for method in METHODS
+        for cell in CELLS
+    }
+    TABLE.write_text(write_table([row_of(method) for method in METHODS], answers), encoding="utf-8")
+
+
+def test_an_answer_is_a_run_or_a_refusal_before_training() -> None:
+    def training_step() -> None:
+        raise ValueError("in the middle")
+
+    with pytest.raises(ValueError, match="in the middle"):
+        try:
+            training_step()
+        except ValueError as error:
+            matrix.refusal(error)
+    with pytest.raises(KeyError):
+        try:
+            {}["x"]
+        except KeyError as error:
+            matrix.refusal(error)
+    assert list(STRATEGIES) == ["one device", "ddp", "fsdp2"]
