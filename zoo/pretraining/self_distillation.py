@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, PolynomialLR
 
@@ -118,9 +118,13 @@ class SelfDistillation(MAE):
         self.teacher.eval()
         return self
 
+    def networks(self) -> list[nn.Module]:
+        """Return the parts that are called by themselves, the teacher too."""
+        return [*super().networks(), self.teacher]
+
     def represent(self, encoder: Backbone, images: Tensor) -> Tensor:
         """Return the tokens of whole images that are compared, (B, T, D)."""
-        tokens: Tensor = encoder.model.forward_features(encoder.normalize(images))  # type: ignore[operator]
+        tokens: Tensor = encoder.forward_tokens(images)
         return tokens[:, :1] if self.tokens == "cls" else tokens
 
     def losses(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
