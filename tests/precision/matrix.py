@@ -5,20 +5,16 @@ a new one. A cell takes the steps of ``TWO_STEPS`` and one evaluation, through t
 """
 
 import functools
+import json
 import re
-import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning.pytorch as L
-import pytest
-import timm
 import torch
 import yaml
 from processes import in_two_processes
-from test_recipes import RECIPES, TWO_STEPS, build, small_network, twin
+from test_recipes import RECIPES, TWO_STEPS, build, twin
 from torch import nn
 
 import zoo
@@ -26,11 +22,18 @@ from zoo.cli.lightning import ZooCLI
 
 METHODS = sorted(name for name in zoo.__all__ if name[0].isupper())
 
-FLOAT16 = '[{"class_path": "lightning.pytorch.plugins.MixedPrecision", "init_args": {"precision": "16-mixed", "device": "cpu"}}]'
+FLOAT16 = {
+    "class_path": "lightning.pytorch.plugins.MixedPrecision", "init_args": {"precision": "16-mixed", "device": "cpu"}
+}  # fmt: skip
 PRECISIONS = {
     "32-true": ["--trainer.precision", "32-true"],
     "bf16-mixed": ["--trainer.precision", "bf16-mixed"],
-    "16-mixed": ["--trainer.precision", "null", "--trainer.plugins", FLOAT16],  # the name alone is for GPUs
+    "16-mixed": [
+        "--trainer.precision",
+        "null",
+        "--trainer.plugins",
+        json.dumps([FLOAT16]),
+    ],  # the name alone is for GPUs
     "bf16-true": ["--trainer.precision", "bf16-true"],
     "float8": [
         *("--trainer.precision", "null", "--trainer.plugins", "zoo.precision.Float8Precision"),

@@ -93,7 +93,9 @@ def test_shards_learn_what_copies_learn_and_the_file_is_plain(name: str, tmp_pat
 
 
 def with_batch_norm(folder: Path) -> None:
-    quiet(folder, strategy=ModelParallelStrategy(2, 1), devices=2, sync_batchnorm=True).fit(make("MAE", folder), data(""))
+    quiet(folder, strategy=ModelParallelStrategy(2, 1), devices=2, sync_batchnorm=True).fit(
+        make("MAE", folder), data("")
+    )
 
 
 def test_common_batch_statistics_are_refused(tmp_path: Path) -> None:
