@@ -22,7 +22,7 @@ from zoo.cli.lightning import ZooCLI
 
 METHODS = sorted(name for name in zoo.__all__ if name[0].isupper())
 
-FLOAT16 = {
+FLOAT16 = {  # the name alone is for GPUs: on a CPU Lightning takes bfloat16 for it
     "class_path": "lightning.pytorch.plugins.MixedPrecision", "init_args": {"precision": "16-mixed", "device": "cpu"}
 }  # fmt: skip
 PRECISIONS = {
@@ -33,7 +33,7 @@ PRECISIONS = {
         "null",
         "--trainer.plugins",
         json.dumps([FLOAT16]),
-    ],  # the name alone is for GPUs
+    ],
     "bf16-true": ["--trainer.precision", "bf16-true"],
     "float8": [
         *("--trainer.precision", "null", "--trainer.plugins", "zoo.precision.Float8Precision"),
