@@ -223,6 +223,12 @@ def test_mistakes_and_trials_leave_no_folder(folder, capsys) -> None:
     assert (folder / "runs/tiny/0/results.json").exists()
 
 
+def test_float16_on_a_cpu_is_refused_in_a_fit(folder, capsys) -> None:
+    message = error_of(TINY + " --trainer.precision 16-mixed", capsys)
+    assert "precision='16-mixed' needs a GPU: on a CPU use --trainer.precision bf16-mixed" in message
+    assert not list((folder / "runs").rglob("*.*"))
+
+
 def test_last_checkpoint_is_kept_beside_those_of_the_user(folder) -> None:
     zoo_(TINY + " --trainer.callbacks+=ModelCheckpoint")
     assert (folder / "runs/tiny/0/checkpoints/last.ckpt").exists()

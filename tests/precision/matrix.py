@@ -11,10 +11,12 @@ import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+import timm
 import torch
 import yaml
 from processes import in_two_processes
-from test_recipes import RECIPES, TWO_STEPS, build, twin
+from test_recipes import RECIPES, TWO_STEPS, build, small_network, twin
 from torch import nn
 
 import zoo
@@ -63,10 +65,6 @@ class Row(NamedTuple):
     part: str
 
 
-class Run(ZooCLI):
-    """The command line, whose parts are looked at afterwards."""
-
-
 def recipe_of(method: str) -> Path:
     """Return the recipe of a method on the smallest images, on a transformer where there is one, under its own name."""
 
@@ -95,12 +93,20 @@ def row_of(method: str) -> Row:
     return Row(method, recipe, twin(cli), parts[0])
 
 
-def run_cell(row: Row, precision: str, strategy: str) -> str:
+def run_cell(method: str, precision: str, strategy: str) -> str:
     """Return "runs", with a word on how, or the reason why it is refused.
 
     Raises:
         Exception: What broke a run that was not refused.
     """
+    row = row_of(method)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", small_network)
+        return run_row(row, precision, strategy)
+
+
+def run_row(row: Row, precision: str, strategy: str) -> str:
+    """Do so, where networks are small."""
     options = [*TWO_STEPS, *PRECISIONS[precision], *STRATEGIES[strategy]]
     if precision == "frozen int8":
         options.append(row.part)
@@ -122,7 +128,7 @@ def fit_two(args: list[str]) -> str:
 def fit(args: list[str]) -> str:
     """Run a command; return "runs" with the sums of what was learned, or the reason of a refusal before training."""
     try:
-        cli = Run(args)
+        cli = ZooCLI(args)
     except Exception as error:
         return refusal(error)
     assert cli.trainer.global_step > 0

@@ -338,7 +338,14 @@ class ZooCLI(LightningCLI):
         return super().instantiate_trainer(plugins=plugins or None, **kwargs)
 
     def before_fit(self) -> None:
-        """Say where the run is."""
+        """Check that the fit has the precision that was asked for, and say where the run is.
+
+        Raises:
+            ValueError: If float16 was, on a CPU: Lightning takes bfloat16 for it, and only warns.
+        """
+        asked = str(self._get(self.config_init, "trainer", default={})["precision"])
+        if asked in ("16", "16-mixed") and self.trainer.precision == "bf16-mixed":
+            raise ValueError(f"precision={asked!r} needs a GPU: on a CPU use --trainer.precision bf16-mixed.")
         self.say(f"Run folder: {self.run_dir}")
 
     def after_fit(self) -> None:

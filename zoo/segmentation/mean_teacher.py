@@ -42,7 +42,7 @@ from zoo.nn import (
     restore_part,
     sliding_window,
 )
-from zoo.precision import shard
+from zoo.precision import check_average, shard
 from zoo.segmentation.batches import check_batch, split
 from zoo.segmentation.objectives import DomainMixing, Objective
 from zoo.segmentation.students import load_student, parameter_groups
@@ -353,14 +353,9 @@ class MeanTeacher(L.LightningModule):
         """Check that averages are kept in a precision in which they move.
 
         Raises:
-            ValueError: If parameters have half precision.
+            ValueError: If parameters have half precision, or are packed.
         """
-        coarse = next((p.dtype for p in self.teacher.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
-        if coarse is not None:
-            raise ValueError(
-                f"The teacher's parameters are {coarse}, in which an update by {1 - self.momentum:g} is lost to "
-                "rounding: use precision='bf16-mixed' or '16-mixed', which keep parameters in float32."
-            )
+        check_average(self.teacher, self.momentum)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and the schedule.
