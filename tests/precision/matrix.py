@@ -107,9 +107,8 @@ def run_cell(method: str, precision: str, strategy: str) -> str:
 
 def run_row(row: Row, precision: str, strategy: str) -> str:
     """Do so, where networks are small."""
-    options = [*TWO_STEPS, *PRECISIONS[precision], *STRATEGIES[strategy]]
-    if precision == "frozen int8":
-        options.append(row.part)
+    part = [row.part] if precision == "frozen int8" else []
+    options = [*TWO_STEPS, *PRECISIONS[precision], *part, *STRATEGIES[strategy]]
     args = ["fit", "--config", str(row.recipe), *row.options, *options]
     answer = fit(args) if strategy == "one device" else fit_two(args)
     if "ddp_find_unused_parameters_true" in answer:  # the way out that the refusal names

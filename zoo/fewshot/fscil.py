@@ -292,7 +292,7 @@ class FewShotClassIncremental(StreamLearner):
             ValueError: If its parameters have half precision, or are packed.
         """
         if isinstance(self.contrast, QueueContrast):
-            check_average(self.contrast.key_encoder, self.contrast.momentum, "encoder of the keys")
+            check_average(self.contrast.key_encoder, self.contrast.momentum, "key encoder")
 
     def on_task_start(self, task: Task) -> None:
         """Begin a session; a later one with the means of its shots."""
