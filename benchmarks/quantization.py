@@ -109,7 +109,7 @@ def main():
     torch.set_num_threads(options.threads)
     truth = images_of(SPLITS[1])[1]
     found = {mode: {"accuracy": [], "same": [], "seconds": []} for mode in MODES}
-    five, sizes = {"AdamW": [], "AdamW8bit": []}, {}
+    five, sizes, exact = {"AdamW": [], "AdamW8bit": []}, {}, truth
     for seed in range(options.seeds):
         backbone, accuracy = train(seed, torch.optim.AdamW, options.epochs)
         five["AdamW"].append(accuracy)

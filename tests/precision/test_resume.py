@@ -101,7 +101,7 @@ def test_a_run_goes_on_at_another_precision_after_each_epoch(make: Any, order: l
     assert float(moves[0].norm()) == pytest.approx(float(moves[1].norm()), rel=0.1)
 
 
-# Averages ---------------------------------------------------------------------------------------------------------------
+# Averages -------------------------------------------------------------------------------------------------------------
 
 
 class Pixelwise(nn.Module):
