@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.functional import count_visible
 from zoo.nn import CosineWithWarmup
+from zoo.precision import restore_quantization, save_quantization
 from zoo.pretraining.cost import decoder_macs, transformer_macs
 from zoo.pretraining.encoders import build_teacher, check_grids, drop_teacher, restore_teacher
 from zoo.pretraining.mae import MAE, masked_mean
@@ -213,7 +214,8 @@ class DMAE(MAE):
     # Checkpoints ----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out a teacher that can be rebuilt."""
+        """Leave out a teacher that can be rebuilt, and note whether it is quantised."""
+        save_quantization(self, checkpoint)
         if self.teacher_can_be_rebuilt:
             drop_teacher(checkpoint)
 
@@ -223,6 +225,7 @@ class DMAE(MAE):
         Raises:
             ValueError: If it has another network, or belongs to another class.
         """
+        restore_quantization(self, checkpoint)
         if self.teacher_can_be_rebuilt:
             restore_teacher(self, checkpoint)
         super().on_load_checkpoint(checkpoint)

@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler, PolynomialLR
 
 from zoo.nn import Backbone
 from zoo.nn.visible_patches import check_final_norm
+from zoo.precision import restore_quantization, save_quantization
 from zoo.pretraining.encoders import build_teacher, check_grids, drop_teacher, restore_teacher
 from zoo.pretraining.mae import MAE, masked_mean
 
@@ -143,7 +144,8 @@ class SelfDistillation(MAE):
     # Checkpoints ----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the teacher, which can be rebuilt."""
+        """Leave out the teacher, which can be rebuilt, and note whether it is quantised."""
+        save_quantization(self, checkpoint)
         drop_teacher(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -152,6 +154,7 @@ class SelfDistillation(MAE):
         Raises:
             ValueError: If it has another network, or belongs to another class.
         """
+        restore_quantization(self, checkpoint)
         restore_teacher(self, checkpoint)
         super().on_load_checkpoint(checkpoint)
 
