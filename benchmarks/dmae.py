@@ -24,6 +24,7 @@ step with a whole teacher on all patches is at least 0.85 of what the theory say
 """
 
 import argparse
+import functools
 import os
 import resource
 import statistics
@@ -35,8 +36,7 @@ import torch
 
 import zoo
 from zoo.functional import count_visible
-from zoo.nn import encode_visible
-from zoo.pretraining import dmae
+from zoo.nn import Backbone
 from zoo.pretraining.cost import decoder_macs, transformer_macs
 from zoo.pretraining.encoders import build_teacher
 
@@ -66,15 +66,15 @@ def build(way, options):
         whole, _ = build_teacher(options.teacher, False, None, None)
         whole.model.load_state_dict(module.teacher.model.state_dict(), strict=False)
         module.teacher = whole
+    if "all patches" in way:
+        module.teacher.forward_visible = functools.partial(on_all_patches, module.teacher)
     return module.to(options.device)
 
 
-def on_all_patches(model, images, ids_keep, taps):
+def on_all_patches(teacher, images, ids_keep, taps):
     """Return what a teacher that sees all patches has for the visible ones."""
-    length = model.patch_embed.num_patches
-    tokens, tapped = encode_visible(
-        model, images, torch.arange(length, device=images.device).expand(len(images), -1), taps
-    )
+    everything = torch.arange(teacher.model.patch_embed.num_patches, device=images.device).expand(len(images), -1)
+    tokens, tapped = Backbone.forward_visible(teacher, images, everything, taps)
     rows = torch.cat([torch.zeros_like(ids_keep[:, :1]), 1 + ids_keep], dim=1)
     return tokens, {
         tap: found.gather(1, rows[..., None].expand(-1, -1, found.shape[-1])) for tap, found in tapped.items()
@@ -85,23 +85,14 @@ class Way:
     """A module with its optimizer, and the seconds of its steps."""
 
     def __init__(self, way, options):
-        self.module, self.all_patches = build(way, options).train(), "all patches" in way
+        self.module = build(way, options).train()
         self.optimizer = torch.optim.AdamW([p for p in self.module.parameters() if p.requires_grad], lr=1e-4)
         self.device, self.seconds = options.device, []
 
     def losses(self, images, noise):
-        """Return the losses of a batch, with a teacher that sees what it shall see."""
-
-        def encode(model, *arguments):
-            teacher = model is getattr(self.module, "teacher", model).model if self.all_patches else False
-            return (on_all_patches if teacher else encode_visible)(model, *arguments)
-
-        before, dmae.encode_visible = dmae.encode_visible, encode
-        try:
-            with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-                return self.module.losses(images, noise)
-        finally:
-            dmae.encode_visible = before
+        """Return the losses of a batch."""
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+            return self.module.losses(images, noise)
 
     def step(self, images, noise):
         """Take one step and keep its seconds."""

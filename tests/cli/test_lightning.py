@@ -223,6 +223,27 @@ def test_mistakes_and_trials_leave_no_folder(folder, capsys) -> None:
     assert (folder / "runs/tiny/0/results.json").exists()
 
 
+def test_float16_on_a_cpu_is_refused_in_a_fit(folder, capsys) -> None:
+    message = error_of(TINY + " --trainer.precision 16-mixed", capsys)
+    assert "precision='16-mixed' needs a GPU: on a CPU use --trainer.precision bf16-mixed" in message
+    assert not list((folder / "runs").rglob("*.*"))
+
+
+def test_a_job_that_slurm_requeues_goes_on_in_its_folder(folder, capsys, monkeypatch) -> None:
+    zoo_(TINY + " --run_dir mine")
+    before, path = (folder / "mine/metrics.csv").read_text(), folder / "mine/checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"]["means.count"] += 1
+    torch.save(checkpoint, path)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    zoo_(TINY + " --run_dir mine")
+    assert (folder / "mine/metrics.csv").read_text() == before
+    assert torch.load(path, weights_only=True)["state_dict"]["means.count"].tolist() == [8] * 6  # nothing began anew
+    zoo_(TINY + " --run_dir other")  # killed before its first epoch was over
+    assert (folder / "other/checkpoints/last.ckpt").exists()
+    assert "SLURM has restarted this job" in error_of(TINY, capsys)
+
+
 def test_last_checkpoint_is_kept_beside_those_of_the_user(folder) -> None:
     zoo_(TINY + " --trainer.callbacks+=ModelCheckpoint")
     assert (folder / "runs/tiny/0/checkpoints/last.ckpt").exists()

@@ -40,9 +40,9 @@ def in_two_processes(function: Callable[..., Any], *args: Any, seconds: float = 
 def wait(processes: list[Any], deadline: float, folder: str) -> None:
     """Wait until both are done, one failed, or the time is over."""
     while any(process.exitcode is None for process in processes):
-        errors = list(Path(folder).glob("*.txt"))
-        if errors:
-            raise RuntimeError(errors[0].read_text())
+        if any(Path(folder).glob("*.txt")):
+            time.sleep(1)  # the one that failed because the other is gone may be faster to say so
+            raise RuntimeError("\n".join(path.read_text() for path in Path(folder).glob("*.txt")))
         if time.monotonic() > deadline:
             raise TimeoutError("two processes were not done in time")
         time.sleep(0.05)
@@ -69,6 +69,8 @@ def child(function: Callable[..., Any], args: tuple[Any, ...], rank: int, port: 
     torch.manual_seed(0)
     try:
         torch.save(function(*args), Path(folder, f"{rank}.pt"))
+        while not Path(folder, f"{1 - rank}.pt").exists():  # it may still read what this one sent last
+            time.sleep(0.02)
     except BaseException:
         text = Path(folder, f"{rank}.part")
         text.write_text(traceback.format_exc())

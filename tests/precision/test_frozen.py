@@ -282,6 +282,38 @@ def test_class_means_of_other_features_are_refused(weights: str, tmp_path: Path)
         quiet(tmp_path, callbacks=QuantizeFrozen()).test(module, stream(), ckpt_path=tmp_path / "exact.ckpt")
 
 
+def test_prompts_are_loaded_with_the_backbone_they_were_learned_on(weights: str, tmp_path: Path) -> None:
+    module = zoo.OnePrompt(4, "test_vit", checkpoint_path=weights, pretrained=False)
+    trainer = quiet(tmp_path, callbacks=[TaskLoop(), QuantizeFrozen()], max_epochs=2)
+    trainer.fit(module, stream())
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    loaded = zoo.OnePrompt.load_from_checkpoint(tmp_path / "it.ckpt").eval()
+    assert len(quantized_layers(loaded)) == 24
+    images = torch.rand(2, 3, 160, 160)
+    torch.testing.assert_close(loaded(images), module.eval()(images), atol=0, rtol=0)
+
+
+def test_a_teacher_is_loaded_as_it_was(tmp_path: Path) -> None:
+    vit = {"img_size": 32, "patch_size": 8, "global_pool": "token"}
+    weights = str(tmp_path / "vit.pth")
+    torch.save(create_backbone("test_vit", pretrained=False, **vit).model.state_dict(), weights)
+    module = zoo.DMAE(
+        "test_vit", "test_vit", teacher_checkpoint=weights, teacher_args=vit, backbone_args=vit, decoder_dim=16,
+        decoder_depth=1, decoder_heads=2,
+    )  # fmt: skip
+    data = ClassificationDataModule(Synthetic(num_classes=2, image_size=32, train_per_class=4), batch_size=4)
+    trainer = quiet(tmp_path, callbacks=QuantizeFrozen(part="teacher"), max_epochs=1)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    assert not any(name.startswith("teacher.") for name in torch.load(tmp_path / "it.ckpt")["state_dict"])
+    loaded = zoo.DMAE.load_from_checkpoint(tmp_path / "it.ckpt").eval()
+    assert len(quantized_layers(loaded.teacher)) == len(quantized_layers(module.teacher)) > 0
+    assert not quantized_layers(loaded.backbone)
+    images, noise = torch.rand(2, 3, 32, 32), torch.rand(2, 16)
+    mine, theirs = (one.eval().losses(images, noise)["loss_feature"] for one in (loaded, module))
+    assert mine == theirs
+
+
 def test_linear_probe_by_sgd(weights: str, tmp_path: Path) -> None:
     data = ClassificationDataModule(
         Synthetic(num_classes=4, image_size=160, train_per_class=4, test_per_class=2), batch_size=4

@@ -40,6 +40,7 @@ for _name in zoo.__all__:  # loads them: short names are those of classes that a
     getattr(zoo, _name)
 
 LINKED = ("num_classes", "class_names")  # what a model may take from the data, and nothing else
+RESTARTS = "SLURM_RESTART_COUNT"  # set by SLURM in a job that was requeued
 TRACEBACK = "ZOO_TRACEBACK"  # environment variable: show all of an error
 # What a run raises when data, files or settings do not fit, as opposed to a fault in a program.
 EXPECTED = (ValueError, OSError, ImportError, MisconfigurationException)
@@ -239,6 +240,8 @@ class ZooCLI(LightningCLI):
             raise ValueError("--ckpt_path best is known to the fit that made it only: give a file, or last.")
         elif path and command != "fit":
             self.home = self.home or run_of(path)
+        elif path is None and command == "fit" and os.environ.get(RESTARTS, "0") != "0":
+            path = self.checkpoint_of_requeued_job()
         self.checkpoint = path
         if path in (None, "best", "hpc", "registry"):
             return
@@ -258,6 +261,19 @@ class ZooCLI(LightningCLI):
             print(f"Settings of the model as in {path}: {', '.join(sorted(different))}.", file=sys.stderr)
             update = {command: {"model": {"class_path": given.class_path, "init_args": {**own, **different}}}}
             self.config = self.parser.parse_object(update, self.config)
+
+    def checkpoint_of_requeued_job(self) -> str | None:
+        """Return the last whole epoch of the run that SLURM has requeued, or None if it had not finished one.
+
+        Lightning would take what it saved at the signal, from the middle of an epoch, which a stream refuses.
+
+        Raises:
+            ValueError: If it is not known which run that was.
+        """
+        if self.home is None:
+            raise ValueError("SLURM has restarted this job, and its own run is not known: give --run_dir FOLDER.")
+        path = self.home / "checkpoints" / "last.ckpt"
+        return str(path) if path.is_file() else None
 
     @property
     def recipe(self) -> str:
@@ -338,7 +354,14 @@ class ZooCLI(LightningCLI):
         return super().instantiate_trainer(plugins=plugins or None, **kwargs)
 
     def before_fit(self) -> None:
-        """Say where the run is."""
+        """Check that the fit has the precision that was asked for, and say where the run is.
+
+        Raises:
+            ValueError: If float16 was, on a CPU: Lightning takes bfloat16 for it, and only warns.
+        """
+        asked = str(self._get(self.config_init, "trainer", default={})["precision"])
+        if asked in ("16", "16-mixed") and self.trainer.precision == "bf16-mixed":
+            raise ValueError(f"precision={asked!r} needs a GPU: on a CPU use --trainer.precision bf16-mixed.")
         self.say(f"Run folder: {self.run_dir}")
 
     def after_fit(self) -> None:

@@ -26,6 +26,7 @@ from zoo.nn import (
     set_prefix,
 )
 from zoo.nn.prefix import check_class_token
+from zoo.precision import restore_quantization, save_quantization
 
 ScheduleCallable = Callable[[Optimizer, int], LRScheduler]
 
@@ -189,12 +190,14 @@ class PromptLearner(StreamLearner):
     # Checkpoints ----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the backbone if it can be rebuilt."""
+        """Leave out the backbone if it can be rebuilt, and note whether it is quantised."""
+        save_quantization(self, checkpoint)
         if not self.save_backbone:
             drop_part(checkpoint["state_dict"], "backbone.")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits."""
+        restore_quantization(self, checkpoint)
         if not self.save_backbone:
             restore_part(self, checkpoint["state_dict"], "backbone.")
         check_state(self, checkpoint["state_dict"])

@@ -41,6 +41,7 @@ from zoo.fewshot.tricks import Trick, check_positive, check_same_tricks, check_s
 from zoo.functional import Task
 from zoo.metrics import few_shot_figures
 from zoo.nn import ClassMeans, CosineWithWarmup, check_state, create_backbone, drop_part, restore_part
+from zoo.precision import check_average
 
 
 class FewShotClassIncremental(StreamLearner):
@@ -283,6 +284,15 @@ class FewShotClassIncremental(StreamLearner):
                 "FewShotIncrementalDataModule and the callback TaskLoop."
             )
         check_sessions(self.tasks, self.num_classes, self.pretraining_epochs)
+
+    def on_fit_start(self) -> None:
+        """Check that the encoder of the keys, a moving average, is kept in a precision in which it moves.
+
+        Raises:
+            ValueError: If its parameters have half precision, or are packed.
+        """
+        if isinstance(self.contrast, QueueContrast):
+            check_average(self.contrast.key_encoder, self.contrast.momentum, "key encoder")
 
     def on_task_start(self, task: Task) -> None:
         """Begin a session; a later one with the means of its shots."""

@@ -1,7 +1,7 @@
 """Any timm model as a feature extractor that takes images in [0, 1]."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from zoo.nn.visible_patches import encode_visible
 from zoo.nn.weights import load_weights
 
 OFFLINE_BACKBONE = "tf_efficientnet_lite0"
@@ -59,6 +60,17 @@ class Backbone(nn.Module):
         self.check_size(images)
         features: Tensor = self.model(self.normalize(images).contiguous(memory_format=torch.channels_last))
         return features
+
+    def forward_tokens(self, images: Tensor) -> Tensor:
+        """Return the tokens of whole images in [0, 1] after the last normalisation, (B, T, D), of a transformer."""
+        tokens: Tensor = self.model.forward_features(self.normalize(images))  # type: ignore[operator]
+        return tokens
+
+    def forward_visible(
+        self, images: Tensor, ids_keep: Tensor, taps: Collection[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return what :func:`zoo.nn.encode_visible` makes of images in [0, 1], of a transformer."""
+        return encode_visible(self.model, self.normalize(images), ids_keep, taps)
 
     def check_size(self, images: Tensor) -> None:
         """Raise ValueError if the model insists on another size than that of images."""

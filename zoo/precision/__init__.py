@@ -1,5 +1,6 @@
 """Precision plugins that Lightning lacks, and what they share: which layers are converted, and how networks shard."""
 
+from zoo.precision.averages import check_average
 from zoo.precision.float8 import Float8Precision
 from zoo.precision.frozen import QuantizedLinear, quantize_frozen, restore_quantization, save_quantization
 from zoo.precision.layers import LayerChoice, choose_layers
@@ -9,6 +10,7 @@ __all__ = [
     "Float8Precision",
     "LayerChoice",
     "QuantizedLinear",
+    "check_average",
     "check_optimizer",
     "choose_layers",
     "quantize_frozen",

@@ -1,16 +1,17 @@
 """Sharding by FSDP2, in one line of a method."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as L
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 
-def shard(module: L.LightningModule, *networks: nn.Module) -> None:
+def shard(module: L.LightningModule, *networks: nn.Module, forwards: Sequence[str] = ()) -> None:
     """Shard networks over the processes if the strategy is FSDP2, and convert the module to FP8 before, if it is to be.
 
     For ``configure_model``; with any other strategy nothing happens, and a second call finds nothing left to do. Each
@@ -22,6 +23,7 @@ def shard(module: L.LightningModule, *networks: nn.Module) -> None:
     Args:
         module: The LightningModule.
         *networks: The parts of it that are called as modules; together they hold every parameter that trains.
+        forwards: Names of methods of networks that are called as their ``forward`` is, and gather weights as it does.
 
     Raises:
         ValueError: If the Trainer asks for what FSDP2 would ignore.
@@ -44,6 +46,9 @@ def shard(module: L.LightningModule, *networks: nn.Module) -> None:
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
         # Also the root: after a forward without a backward its weights would stay whole, beside sharded moments.
         fully_shard(network, mesh=mesh, reshard_after_forward=True)
+        for name in forwards:
+            if hasattr(network, name):
+                register_fsdp_forward_method(network, name)
 
 
 def refuse_sharding(module: L.LightningModule, reason: str) -> None:

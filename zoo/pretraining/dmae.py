@@ -24,7 +24,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.functional import count_visible
-from zoo.nn import CosineWithWarmup, encode_visible
+from zoo.nn import CosineWithWarmup
+from zoo.precision import restore_quantization, save_quantization
 from zoo.pretraining.cost import decoder_macs, transformer_macs
 from zoo.pretraining.encoders import build_teacher, check_grids, drop_teacher, restore_teacher
 from zoo.pretraining.mae import MAE, masked_mean
@@ -157,16 +158,16 @@ class DMAE(MAE):
         self.teacher.eval()
         return self
 
+    def networks(self) -> list[nn.Module]:
+        """Return the parts that are called by themselves, the teacher too."""
+        return [*super().networks(), *self.heads, self.teacher]
+
     def losses(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Return the losses of images in [0, 1]; student and teacher see the same patches of the same images."""
         masking = self.hide(images, noise)
-        tokens, found = encode_visible(
-            self.backbone.model, self.backbone.normalize(images), masking.ids_keep, self.taps
-        )
+        tokens, found = self.backbone.forward_visible(images, masking.ids_keep, self.taps)
         with torch.no_grad():
-            _, wanted = encode_visible(
-                self.teacher.model, self.teacher.normalize(images), masking.ids_keep, self.teacher_taps
-            )
+            _, wanted = self.teacher.forward_visible(images, masking.ids_keep, self.teacher_taps)
         predicted = self.decoder(tokens, masking.ids_restore, self.grid(images))
         pixel = masked_mean(self.errors(images, predicted), masking.mask)
         pairs = [
@@ -213,7 +214,8 @@ class DMAE(MAE):
     # Checkpoints ----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out a teacher that can be rebuilt."""
+        """Leave out a teacher that can be rebuilt, and note whether it is quantised."""
+        save_quantization(self, checkpoint)
         if self.teacher_can_be_rebuilt:
             drop_teacher(checkpoint)
 
@@ -223,6 +225,7 @@ class DMAE(MAE):
         Raises:
             ValueError: If it has another network, or belongs to another class.
         """
+        restore_quantization(self, checkpoint)
         if self.teacher_can_be_rebuilt:
             restore_teacher(self, checkpoint)
         super().on_load_checkpoint(checkpoint)

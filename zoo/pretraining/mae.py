@@ -26,9 +26,10 @@ from torchmetrics import MeanMetric
 
 from zoo.functional import count_visible, grid_of, mask_from_noise, mix_seeds, patchify, unpatchify
 from zoo.functional.masking import Masking
-from zoo.nn import CosineWithWarmup, MAEDecoder, check_state, encode_visible, start_transformer
+from zoo.nn import CosineWithWarmup, MAEDecoder, check_state, start_transformer
 from zoo.nn.exported import export_weights, facts_of
 from zoo.nn.visible_patches import check_final_norm
+from zoo.precision import shard
 from zoo.pretraining.encoders import build_encoder
 
 EPSILON = 1e-6  # below the root of a patch's variance, as published
@@ -123,6 +124,14 @@ class MAE(L.LightningModule):
             self.decoder.load_state_dict(weights)
         self.means = nn.ModuleDict({name: MeanMetric() for name in self.LOSSES})
 
+    def configure_model(self) -> None:
+        """Shard the networks where the strategy does so."""
+        shard(self, *self.networks(), forwards=("forward_visible", "forward_tokens"))
+
+    def networks(self) -> list[nn.Module]:
+        """Return the parts that are called by themselves."""
+        return [self.backbone, self.decoder]
+
     # The autoencoder ------------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -138,7 +147,7 @@ class MAE(L.LightningModule):
             wants it; and the mask (B, L), 1 where a patch was hidden.
         """
         masking = self.hide(images, noise)
-        tokens, _ = encode_visible(self.backbone.model, self.backbone.normalize(images), masking.ids_keep)
+        tokens, _ = self.backbone.forward_visible(images, masking.ids_keep)
         return self.decoder(tokens, masking.ids_restore, self.grid(images)), masking.mask
 
     def grid(self, images: Tensor) -> tuple[int, int]:

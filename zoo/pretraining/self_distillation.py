@@ -16,12 +16,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, PolynomialLR
 
 from zoo.nn import Backbone
 from zoo.nn.visible_patches import check_final_norm
+from zoo.precision import restore_quantization, save_quantization
 from zoo.pretraining.encoders import build_teacher, check_grids, drop_teacher, restore_teacher
 from zoo.pretraining.mae import MAE, masked_mean
 
@@ -118,9 +119,13 @@ class SelfDistillation(MAE):
         self.teacher.eval()
         return self
 
+    def networks(self) -> list[nn.Module]:
+        """Return the parts that are called by themselves, the teacher too."""
+        return [*super().networks(), self.teacher]
+
     def represent(self, encoder: Backbone, images: Tensor) -> Tensor:
         """Return the tokens of whole images that are compared, (B, T, D)."""
-        tokens: Tensor = encoder.model.forward_features(encoder.normalize(images))  # type: ignore[operator]
+        tokens: Tensor = encoder.forward_tokens(images)
         return tokens[:, :1] if self.tokens == "cls" else tokens
 
     def losses(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
@@ -139,7 +144,8 @@ class SelfDistillation(MAE):
     # Checkpoints ----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the teacher, which can be rebuilt."""
+        """Leave out the teacher, which can be rebuilt, and note whether it is quantised."""
+        save_quantization(self, checkpoint)
         drop_teacher(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -148,6 +154,7 @@ class SelfDistillation(MAE):
         Raises:
             ValueError: If it has another network, or belongs to another class.
         """
+        restore_quantization(self, checkpoint)
         restore_teacher(self, checkpoint)
         super().on_load_checkpoint(checkpoint)
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -41,6 +42,7 @@ from zoo.nn import (
     restore_part,
     sliding_window,
 )
+from zoo.precision import check_average, shard
 from zoo.segmentation.batches import check_batch, split
 from zoo.segmentation.objectives import DomainMixing, Objective
 from zoo.segmentation.students import load_student, parameter_groups
@@ -167,6 +169,10 @@ class MeanTeacher(L.LightningModule):
         self.student_counts = confusion(num_classes)
         self.teacher_counts = confusion(num_classes)
         self.train()
+
+    def configure_model(self) -> None:
+        """Shard both networks where the strategy does so."""
+        shard(self, self.student, self.teacher)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits of shape (B, C, H, W) of images in [0, 1], of the network that predicts."""
@@ -313,6 +319,8 @@ class MeanTeacher(L.LightningModule):
         """Log how far the two networks are apart, and the number of gradients so far."""
         pairs = zip(self.student.parameters(), self.teacher.parameters(), strict=True)
         distance = torch.stack([(mine.detach() - other).norm() for mine, other in pairs]).norm()
+        if isinstance(distance, DTensor):
+            distance = distance.full_tensor()
         self.log("train/teacher_distance", distance, sync_dist=True)
         self.log("train/gradients", float(self.gradients_until(self.iteration)), sync_dist=True)
 
@@ -345,14 +353,9 @@ class MeanTeacher(L.LightningModule):
         """Check that averages are kept in a precision in which they move.
 
         Raises:
-            ValueError: If parameters have half precision.
+            ValueError: If parameters have half precision, or are packed.
         """
-        coarse = next((p.dtype for p in self.teacher.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
-        if coarse is not None:
-            raise ValueError(
-                f"The teacher's parameters are {coarse}, in which an update by {1 - self.momentum:g} is lost to "
-                "rounding: use precision='bf16-mixed' or '16-mixed', which keep parameters in float32."
-            )
+        check_average(self.teacher, self.momentum)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and the schedule.
