@@ -676,6 +676,20 @@ def test_without_published_values_a_row_is_one_line_with_all_its_metrics(home):
     ]
 
 
+def test_all_claims_are_listed_with_their_state_and_page(home):
+    Path("docs/deep").mkdir(parents=True)
+    Path("docs/deep/x.md").write_text(EMPTY)
+    Path("README.md").write_text("A\n\n<!-- claims -->\nold\n<!-- /claims -->\n\nB\n")
+    assert main(["reproduce", "--render"]) == 0
+    row = "| X keeps what it learns | not run | [x](docs/deep/x.md) |"
+    listed = f"<!-- claims -->\n| claim | state | table |\n| --- | --- | --- |\n{row}\n<!-- /claims -->"
+    assert Path("README.md").read_text() == f"A\n\n{listed}\n\nB\n"
+    reproduce(load_claim("x"), [0, 2], command=(sys.executable, "fit.py"))
+    assert main(["reproduce", "--render", "--check"]) == 1
+    assert main(["reproduce", "--render"]) == 0
+    assert row.replace("not run", "holds") in Path("README.md").read_text()
+
+
 def test_tables_in_the_repository_are_those_of_its_csv_files():
     stale = render.render_documents(ROOT, ROOT / "results", write=False)
     assert not stale, f"run `zoo reproduce --render`: {', '.join(map(str, stale))}"
