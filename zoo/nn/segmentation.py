@@ -50,7 +50,9 @@ class SegmentationNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits of shape (B, C, H, W), at least float32, of images in [0, 1]."""
         height, width = images.shape[-2:]
-        x = F.pad((images - self.mean) / self.std, (0, -width % self.multiple, 0, -height % self.multiple))
+        x = (images - self.mean) / self.std
+        if width % self.multiple or height % self.multiple:
+            x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
         output = self.model(x)
         logits: Tensor = output["out"] if isinstance(output, Mapping) else output
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -163,7 +165,7 @@ def create_segmentation_network(
             "torchvision/deeplabv3_resnet50 or smp/deeplabv3plus/resnet101."
         )
     try:
-        model = builders[library](rest, num_classes, pretrained, network_args)
+        model: Any = builders[library](rest, num_classes, pretrained, network_args)
     except (OSError, RuntimeError) as error:  # hub and http errors are OSErrors
         if not pretrained:
             raise
