@@ -109,7 +109,8 @@ def run_row(row: Row, precision: str, strategy: str) -> str:
     """Do so, where networks are small."""
     part = [row.part] if precision == "frozen int8" else []
     options = [*TWO_STEPS, *PRECISIONS[precision], *part, *STRATEGIES[strategy]]
-    args = ["fit", "--config", str(row.recipe), *row.options, *options]
+    # Not where the recipes of others look for a checkpoint.
+    args = ["fit", "--config", str(row.recipe), "--run_dir", "cell", *row.options, *options]
     answer = fit(args) if strategy == "one device" else fit_two(args)
     if "ddp_find_unused_parameters_true" in answer:  # the way out that the refusal names
         word = args.index("ddp")
@@ -171,8 +172,10 @@ HEAD = """# What runs at which precision
 
 Every method, by one of its recipes on a small network and synthetic images, at every precision under every strategy, on
 CPUs: two processes where there are several. `yes`: it trains, evaluates and saves; all processes end with the same
-weights. A number: it is refused before training, for the reason below. Written by
-`pytest -m slow tests/precision/test_matrix.py`; what each word means stands in [precision](precision.md).
+weights. A number: it is refused before training, for the reason below. `float8` is emulated, `frozen int8` is
+`QuantizeFrozen` on the teacher or backbone, and `16-mixed` is given as a plugin, because Lightning takes the name for
+bfloat16 on a CPU. Written by `pytest -m slow tests/precision/test_matrix.py`; what the words mean stands in
+[precision](precision.md).
 """
 UNUSED = "`yes`, with `ddp_find_unused_parameters_true`"
 

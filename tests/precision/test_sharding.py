@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from processes import in_two_processes
 from projects import quiet
@@ -96,6 +97,17 @@ def with_batch_norm(folder: Path) -> None:
     quiet(folder, strategy=ModelParallelStrategy(2, 1), devices=2, sync_batchnorm=True).fit(
         make("MAE", folder), data("")
     )
+
+
+def with_scaler(folder: Path) -> None:
+    plugin = MixedPrecision("16-mixed", "cpu")
+    trainer = quiet(folder, strategy=ModelParallelStrategy(2, 1), devices=2, plugins=plugin)
+    trainer.fit(make("MAE", folder), data("MAE"))
+
+
+def test_a_loss_scale_for_each_process_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="overflow in its own part of the gradient"):
+        in_two_processes(with_scaler, tmp_path)
 
 
 def test_common_batch_statistics_are_refused(tmp_path: Path) -> None:

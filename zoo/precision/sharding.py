@@ -36,6 +36,11 @@ def shard(module: L.LightningModule, *networks: nn.Module, forwards: Sequence[st
             "FSDP2 ignores sync_batchnorm, so each process would normalise by its own images: use strategy='ddp', or "
             "sync_batchnorm=False."
         )
+    if getattr(module.trainer.precision_plugin, "scaler", None) is not None:
+        raise ValueError(
+            "FSDP2 with precision='16-mixed': each process would look for overflow in its own part of the gradient, "
+            "and skip steps that others take. Use precision='bf16-mixed'."
+        )
     convert = getattr(module.trainer.precision_plugin, "convert", None)
     if convert is not None:
         convert(module)
