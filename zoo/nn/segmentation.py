@@ -174,7 +174,7 @@ def create_segmentation_network(
             "a network use pretrained=False, or start_from=FILE of the method."
         ) from error
     # segmentation-models-pytorch refuses other sides, PASCAL VOC's and crops of 513 pixels among them.
-    multiple = int(model.encoder.output_stride) if getattr(model, "requires_divisible_input_shape", False) else 1  # type: ignore[union-attr,arg-type]
+    multiple = int(model.encoder.output_stride) if getattr(model, "requires_divisible_input_shape", False) else 1
     return SegmentationNetwork(model, mean or IMAGENET_MEAN, std or IMAGENET_STD, multiple)
 
 
