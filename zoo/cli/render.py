@@ -62,7 +62,9 @@ def lines(claim: Claim, records: list[Record]) -> list[Line]:
 
 
 def _spread(value: float, spread: float | None, form: str) -> str:
-    """Return ``mean ± std``, without the second part where there is none."""
+    """Return ``mean ± std``; a whole number that never varies, such as a count, without the second part."""
+    if spread == 0 and value == int(value):
+        return f"{value:,.0f}"
     return f"{value:{form}}" if spread is None or math.isnan(spread) else f"{value:{form}} ± {spread:{form}}"
 
 
