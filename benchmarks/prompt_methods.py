@@ -1,9 +1,11 @@
 """What the prompt methods cost: learnable parameters, passes of the transformer, and the time of an image.
 
 Each method stands on the same vision transformer with random weights, whose cost is that of pretrained ones, with a
-head of 100 classes. A pass is counted whenever a batch goes through the last block. The methods take turns, so that a
-busy moment of the machine hits all of them, and times are given beside those of the plain transformer with a linear
-head: a training step of the head alone, and an evaluation.
+head of 100 classes. A pass is counted whenever a batch goes through the last block. In brackets stand ratios to the
+plain transformer with a linear head, in a training step of the head alone and in evaluation: of time, and of
+floating-point operations, the matrix products of the attention included. The methods take turns, so that a busy moment
+of the machine hits all of them. On one thread of a CPU the time is that of the processor, which other programs hardly
+lengthen.
 
     python benchmarks/prompt_methods.py                                           # ViT-Ti/16, minutes on one core
     python benchmarks/prompt_methods.py --backbone vit_base_patch16_224 --batch_size 16
@@ -16,6 +18,8 @@ import time
 import timm
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from zoo.nn import Backbone
@@ -60,11 +64,19 @@ def evaluate(method, images: torch.Tensor, labels: torch.Tensor) -> None:
 
 def seconds(run, method, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the time of one image."""
-    start = time.perf_counter()
+    clock = time.process_time if images.device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     run(method, images, labels)
     if images.is_cuda:
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / len(images)
+    return (clock() - start) / len(images)
+
+
+def operations(run, method, images: torch.Tensor, labels: torch.Tensor) -> int:
+    """Return the floating-point operations of a batch."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it does not see all fused kernels
+        run(method, images, labels)
+    return counter.get_total_flops()
 
 
 def main() -> None:
@@ -87,17 +99,23 @@ def main() -> None:
             taken = seconds(run, methods[name], images, labels)
             if turn:  # the first one warms up
                 found.append(taken)
-    print(f"{options.backbone}, batch {options.batch_size}, {options.device}, {options.threads} thread(s), medians")
-    print(f"{'method':12} {'learnable':>10} {'passes':>7} {'training':>16} {'evaluation':>16}")
+    flops = {(name, run): operations(run, methods[name], images, labels) for name, run in times}
+    medians = {key: statistics.median(found) for key, found in times.items()}
+    print(f"{options.backbone}, batch {options.batch_size}, {options.device}, {options.threads} thread(s), medians;")
+    print("in brackets, of the head alone: time, floating-point operations")
+    print(f"{'method':12} {'learnable':>10} {'passes':>7} {'training':>25} {'evaluation':>25}")
     for name, method in methods.items():
         learnable = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
         method.images = 0
         evaluate(method, images, labels)
         costs = []
         for run in (step, evaluate):
-            median, plain = (statistics.median(times[which, run]) for which in (name, "head alone"))
-            costs.append(f"{1000 * median:6.1f} ms ({median / plain:4.2f})")
-        print(f"{name:12} {learnable:10,} {method.images / len(images):7.0f} {costs[0]:>16} {costs[1]:>16}")
+            ratios = (found[name, run] / found["head alone", run] for found in (medians, flops))
+            costs.append(f"{1000 * medians[name, run]:6.1f} ms ({', '.join(f'{ratio:4.2f}' for ratio in ratios)})")
+        print(f"{name:12} {learnable:10,} {method.images / len(images):7.0f} {costs[0]:>25} {costs[1]:>25}")
+    for name in ("L2P", "DualPrompt", "CodaPrompt"):
+        time_ratio, flops_ratio = (found["OnePrompt", evaluate] / found[name, evaluate] for found in (medians, flops))
+        print(f"evaluation, OnePrompt over {name}: time {time_ratio:.2f}, FLOPs {flops_ratio:.2f}")
 
 
 if __name__ == "__main__":

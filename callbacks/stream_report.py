@@ -12,6 +12,7 @@ from rich import get_console
 
 from zoo.callbacks.few_shot_tables import build_few_shot_table, summarise_few_shot
 from zoo.callbacks.run_files import run_folder, run_settings, save_figure, to_plain
+from zoo.callbacks.stream_costs import StreamCosts
 from zoo.callbacks.stream_figures import draw_curve, draw_matrix
 from zoo.callbacks.stream_tables import (
     Row,
@@ -36,15 +37,18 @@ class StreamReport(Callback):
     """Prints the accuracy on every task after each task, and writes pictures and results at the end of fit.
 
     It works with any module that logs an accuracy for each task, under any names that contain the task's number, and
-    reads nothing else of it::
+    needs nothing else of it::
 
         trainer = Trainer(callbacks=[StreamReport(pattern="val/acc_task{task}")], ...)
 
     At the end of fit the run's folder holds ``accuracy_matrix.png`` (heat map: accuracy on each task after each task),
     ``accuracy_curve.png`` (all classes seen, and the first task, after each task) and ``results.json`` (settings,
     versions, commits of zoo and of the working folder, the figures of :func:`zoo.metrics.stream_summary`, the matrices,
-    test sizes, wall time; null where something is unknown or undefined). The pictures also go to every logger whose
-    ``experiment`` has ``add_figure``, such as TensorBoard. With ``fast_dev_run`` nothing is written. After
+    test sizes, wall time, and what the method costs; null where something is unknown or undefined). The costs are
+    ``learnable_parameters``; ``training_ms_per_image``, with loading and all that an epoch begins with;
+    ``evaluation_ms_per_image``, without loading; and, if the module has its network as ``backbone``, how often
+    that sees an image, ``training_passes_per_image`` and ``evaluation_passes_per_image``. The pictures also go to every
+    logger whose ``experiment`` has ``add_figure``, such as TensorBoard. With ``fast_dev_run`` nothing is written. After
     ``trainer.validate`` or ``trainer.test`` alone the one row is printed.
 
     In a few-shot stream, base classes first and then a few images of a few novel ones, table and curve show all, base
@@ -107,6 +111,7 @@ class StreamReport(Callback):
         self._started: float | None = None
         self._before: dict[str, Any] = {}
         self._warned = False
+        self._costs = StreamCosts()
 
     # Lightning's hooks ----------------------------------------------------------------------------------------------
 
@@ -119,9 +124,44 @@ class StreamReport(Callback):
         """Start the clock and learn where to write."""
         self._started = time.monotonic()
         self._folder = run_folder(trainer, self.directory)
+        self._costs.attach(getattr(pl_module, "backbone", None))
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Let the training time run."""
+        self._costs.start("training")
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Go on after a validation in the middle of an epoch."""
+        self._costs.start("training")
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count the images, and stop after the last batch."""
+        self._costs.count_batch("training", batch)
+        if trainer.is_last_batch:
+            self._costs.stop(trainer.strategy.root_device)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Stop, also where an epoch was left before its last batch."""
+        self._costs.stop(trainer.strategy.root_device)
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Let the evaluation time run; the sanity check does not count."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._costs.start("evaluation")
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Stop, and count the images."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._costs.stop(trainer.strategy.root_device)
+            self._costs.count_batch("evaluation", batch)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Remember the values of earlier validations, which stay among the metrics."""
+        self._costs.stop(trainer.strategy.root_device)
         self._before = dict(trainer.callback_metrics)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
@@ -168,6 +208,7 @@ class StreamReport(Callback):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Write pictures and results, also where a resumed run had nothing left to do."""
+        self._costs.detach()
         if not self.rows or trainer.fast_dev_run or not trainer.is_global_zero:
             return
         matrix, known = to_matrix(self.rows), to_matrix(self.known_rows)
@@ -178,6 +219,10 @@ class StreamReport(Callback):
         write_atomically(self._folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
         get_console().print(f"Results: {self._folder}", soft_wrap=True, highlight=False)
 
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the module alone."""
+        self._costs.detach()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far, as plain numbers."""
         return {
@@ -186,6 +231,7 @@ class StreamReport(Callback):
             "split": self.split,
             "test_sizes": self.test_sizes,
             "seconds": self._elapsed(),
+            "costs": {part: list(counts) for part, counts in self._costs.counts.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -193,6 +239,7 @@ class StreamReport(Callback):
         self.rows, self.known_rows = dict(state_dict["rows"]), dict(state_dict["known_rows"])
         self.split, self.test_sizes = state_dict["split"], state_dict["test_sizes"]
         self._seconds = state_dict["seconds"]
+        self._costs.counts.update({part: list(counts) for part, counts in state_dict.get("costs", {}).items()})
 
     # Parts ----------------------------------------------------------------------------------------------------------
 
@@ -284,6 +331,8 @@ class StreamReport(Callback):
             },
             "test_sizes": self.test_sizes,
             "split": self.split,
+            "learnable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+            **self._costs.summary(),
             "wall_seconds": round(self._elapsed(), 3),
             **run_settings(trainer, pl_module),
         }

@@ -7,6 +7,7 @@ from zoo.datamodules.class_incremental import ClassIncrementalDataModule
 from zoo.datamodules.classification import ClassificationDataModule
 from zoo.datamodules.domain_incremental import DomainIncrementalDataModule
 from zoo.datamodules.few_shot_incremental import FewShotIncrementalDataModule
+from zoo.datamodules.rare_classes import RareClassSampling
 from zoo.datamodules.scene_transforms import RandomScale, ResizeImage, SceneCrop
 from zoo.datamodules.segmentation import DomainAdaptationDataModule, SemiSupervisedSegmentationDataModule
 from zoo.datamodules.streams import TaskStream
@@ -19,6 +20,7 @@ __all__ = [
     "DomainIncrementalDataModule",
     "FewShotIncrementalDataModule",
     "RandomScale",
+    "RareClassSampling",
     "ResizeImage",
     "SceneCrop",
     "ScheduledRandAugment",

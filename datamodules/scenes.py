@@ -44,6 +44,10 @@ class SceneView(Dataset[tuple[Tensor, Tensor]]):
         return len(self.indices)
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+        return self.transformed(position, *self.decoded(position))
+
+    def decoded(self, position: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        """Return a scene as it is, after a check of its labels."""
         index = int(self.indices[position])
         name = self.scenes.names[index]
         try:
@@ -51,14 +55,19 @@ class SceneView(Dataset[tuple[Tensor, Tensor]]):
         except UNREADABLE as error:
             raise ValueError(f"Cannot read scene {name}: {error}") from error
         self.check(mask, name)
-        image, mask = v2.functional.to_image(image), tv_tensors.Mask(mask)
+        image = v2.functional.to_image(image)
         if image.shape[0] == 1:
-            image = image.expand(3, -1, -1)
+            image = tv_tensors.Image(image.expand(3, -1, -1))
+        return image, tv_tensors.Mask(mask)
+
+    def transformed(self, position: int, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a scene after the transform, after a check of its pixels."""
         if self.transform is not None:
             image, mask = self.transform(image, mask)
         pixels: Tensor = v2.functional.to_dtype(image, torch.float32, scale=True).as_subclass(Tensor)
         low, high = pixels.aminmax()
         if pixels.shape[0] != 3 or not (low >= -0.5 and high <= 1.5):  # NaN fails too
+            name = self.scenes.names[int(self.indices[position])]
             raise ValueError(
                 f"Scene {name} has shape {tuple(pixels.shape)} and values in [{low:.3g}, {high:.3g}] after the "
                 "transform, but images must have three channels and stay in [0, 1]: the method normalises."

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from zoo.datamodules.loaders import EpochLoader, shard_loader
+from zoo.datamodules.rare_classes import RareClassSampling, RareClassScenes
 from zoo.datamodules.scenes import EndlessScenes, SceneView, WindowSampler
 from zoo.datamodules.sources.digit_scenes import DigitScenes
 from zoo.datamodules.sources.segmentation import LabeledScenes, SegmentationSource
@@ -173,16 +174,20 @@ class PairedScenes(L.LightningDataModule, ABC):
 
     def pair(self, number: int) -> dict[str, Any]:
         """Return a labelled and an unlabelled loader that draw for themselves."""
+        unlabeled = EndlessScenes(
+            self.unlabeled_set, mix_seeds(self.seed, UNLABELED, number), with_masks=self.unlabeled_truth
+        )
         return {
-            "labeled": self.endless(self.labeled_set, self.batch_size, True, LABELED, number),
-            "unlabeled": self.endless(
-                self.unlabeled_set, self.unlabeled_batch_size, self.unlabeled_truth, UNLABELED, number
-            ),
+            "labeled": self.endless(self.labeled_stream(mix_seeds(self.seed, LABELED, number)), self.batch_size),
+            "unlabeled": self.endless(unlabeled, self.unlabeled_batch_size),
         }
 
-    def endless(self, scenes: SceneView, batch_size: int, with_masks: bool, *key: int) -> EpochLoader:
+    def labeled_stream(self, seed: int) -> EndlessScenes:
+        """Return the endless stream of labelled scenes that a seed draws."""
+        return EndlessScenes(self.labeled_set, seed, with_masks=True)
+
+    def endless(self, stream: EndlessScenes, batch_size: int) -> EpochLoader:
         """Return a loader of this process's share of an epoch of an endless stream."""
-        stream = EndlessScenes(scenes, mix_seeds(self.seed, *key), with_masks)
         rank = self.trainer.global_rank if self.trainer is not None else 0
         return EpochLoader(
             stream,
@@ -339,6 +344,7 @@ class DomainAdaptationDataModule(PairedScenes):
         test_transform: The same for measured scenes.
         unlabeled_truth: Give the masks of target scenes too, so that pseudo-labels can be measured. No method learns
             from them.
+        rare_classes: Draw source scenes so that rare classes are seen more often. Default: all equally often.
 
     Attributes:
         num_classes: Number of classes.
@@ -366,6 +372,7 @@ class DomainAdaptationDataModule(PairedScenes):
         unlabeled_transform: Transform | list[Transform] | None = None,
         test_transform: Transform | list[Transform] | None = None,
         unlabeled_truth: bool = False,
+        rare_classes: RareClassSampling | None = None,
     ) -> None:
         self.source = DigitScenes("source") if source is None else source
         self.target = DigitScenes("target") if target is None else target
@@ -378,15 +385,35 @@ class DomainAdaptationDataModule(PairedScenes):
                 f"Source and target have other classes: {list(self.source.classes)} and {list(self.target.classes)}."
             )
         self.save_hyperparameters(
-            ignore=["source", "target", "train_transform", "unlabeled_transform", "test_transform"]
+            ignore=["source", "target", "train_transform", "unlabeled_transform", "test_transform", "rare_classes"]
         )
+        self.rare_classes = rare_classes
 
     def prepare_data(self) -> None:
-        """Check both domains."""
+        """Check both domains, and count the pixels of rare classes if that is to be kept."""
         self.source.prepare()
         self.target.prepare()
+        if self.rare_classes is not None:
+            self.rare_classes.prepare(self.source.train(), self.num_classes)
+
+    def setup(self, stage: str) -> None:
+        """Open both domains; count the pixels of each class, where rare ones are drawn more often.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict".
+        """
+        super().setup(stage)
+        if stage == "fit" and self.rare_classes is not None:
+            counts = self.rare_classes.counts(self.labeled_set.scenes, self.num_classes)
+            self.counts = counts[self.labeled_set.indices]
 
     def open_training(self) -> tuple[LabeledScenes, Tensor, LabeledScenes, Tensor]:
         """Return all training scenes of both domains."""
         source, target = self.source.train(), self.target.train()
         return source, torch.arange(len(source)), target, torch.arange(len(target))
+
+    def labeled_stream(self, seed: int) -> EndlessScenes:
+        """Return the endless stream of source scenes, with rare classes where they are asked for."""
+        if self.rare_classes is None:
+            return super().labeled_stream(seed)
+        return RareClassScenes(self.labeled_set, seed, self.rare_classes, self.counts)

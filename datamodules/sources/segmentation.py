@@ -18,6 +18,8 @@ Color = tuple[int, int, int]
 class LabeledScenes(Protocol):
     """A map-style data set of images and masks, without a transform.
 
+    One whose images are slow to decode may also have ``mask(index)``, which returns the mask alone.
+
     Attributes:
         names: Name of every scene, as a list of a split gives it; a predicted mask's file is called so.
     """
@@ -88,3 +90,7 @@ class SceneTensors:
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[index], self.masks[index]
+
+    def mask(self, index: int) -> Tensor:
+        """Return the mask of a scene alone."""
+        return self.masks[index]

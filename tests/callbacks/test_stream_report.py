@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 import warnings
 from types import SimpleNamespace
 
@@ -152,6 +153,61 @@ def test_few_shot_can_be_said_and_a_session_that_is_missing_leaves_no_summary(tm
     report = StreamReport(few_shot=True, task_index=lambda trainer: 2 * trainer.current_epoch)
     trainer_of(L, tmp_path, report, max_epochs=2).fit(module_of(L), datamodule=stream_of(L))
     assert json.loads((tmp_path / "results.json").read_text())["few_shot"] is None
+
+
+class Costly(torch.nn.Module):
+    """Stands in for a network; a pass takes two milliseconds."""
+
+    def forward(self, images):
+        time.sleep(0.002)
+        return images
+
+
+def costly_module():
+    """A module whose network sees an image once in training and twice in evaluation."""
+    module = module_of(L)
+    module.backbone = Costly()
+    module.register_parameter("frozen", torch.nn.Parameter(torch.zeros(5), requires_grad=False))
+    kind = type(module)
+    kind.training_step = lambda self, batch, batch_idx: self.weight * self.backbone(batch[0]).sum()
+    kind.validation_step = lambda self, batch, batch_idx, dataloader_idx=0: self.backbone(self.backbone(batch[0]))
+    return module
+
+
+def test_costs_are_counted_and_survive_an_interruption(tmp_path):
+    class Kill(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.current_epoch == 2:
+                raise KeyboardInterrupt
+
+    saver = ModelCheckpoint(tmp_path / "saved", save_last=True, save_on_train_epoch_end=True)
+    module = costly_module()
+    with pytest.raises(SystemExit):
+        trainer_of(L, tmp_path, StreamReport(), saver, Kill(), enable_checkpointing=True).fit(
+            module, datamodule=stream_of(L)
+        )
+    assert not module.backbone._forward_pre_hooks
+    report, module = StreamReport(plots=False), costly_module()
+    trainer_of(L, tmp_path, report).fit(
+        module, datamodule=stream_of(L), ckpt_path=tmp_path / "saved" / "last.ckpt", weights_only=True
+    )
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["learnable_parameters"] == 1
+    assert results["training_passes_per_image"] == 1
+    assert results["evaluation_passes_per_image"] == 2
+    # 2 images in each of 3 tasks; 4, then 4 and 8, then 4, 8 and 4. The sanity check does not count.
+    assert report._costs.counts["training"][1:] == [6, 6]
+    assert report._costs.counts["evaluation"][1:] == [32, 64]
+    assert results["training_ms_per_image"] > 2  # a batch of one image
+    assert 2 * 2 * 6 / 32 < results["evaluation_ms_per_image"] < results["training_ms_per_image"]
+    assert not module.backbone._forward_pre_hooks
+
+
+def test_passes_are_unknown_without_a_network(tmp_path):
+    trainer_of(L, tmp_path, StreamReport(plots=False)).fit(module_of(L), datamodule=stream_of(L))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["training_passes_per_image"] is results["evaluation_passes_per_image"] is None
+    assert results["evaluation_ms_per_image"] > 0
 
 
 def test_a_killed_run_ends_with_the_same_files(tmp_path):

@@ -656,6 +656,40 @@ def test_every_shipped_claim_is_valid():
         assert [loaded.settings(run, seed) for run in loaded.runs for seed in loaded.seeds]
 
 
+def test_without_published_values_a_row_is_one_line_with_all_its_metrics(home):
+    claim = {key: value for key, value in CONTENT.items() if key != "published"}
+    claim["metrics"] = [ACCURACY, "final.test/acc"]
+    claim["runs"] = [{**CONTENT["runs"][0], "metrics": [ACCURACY]}, CONTENT["runs"][1]]
+    claim["rule"] = {"order": {"metric": ACCURACY, "runs": ["high", "low"]}}
+    (catalogue.CONFIGS / "claims/x.yaml").write_text(yaml.safe_dump(claim))
+    numbers = {("high", 0): ("90", ""), ("high", 2): ("92", ""), ("low", 0): ("70", "50"), ("low", 2): ("72", "52")}
+    records = [
+        {"run": run, "seed": str(seed), ACCURACY: first, "final.test/acc": second}
+        for (run, seed), (first, second) in numbers.items()
+    ]
+    table = render.markdown(load_claim("x"), records, "x.csv").split("\n\n")[1]
+    assert table.splitlines() == [
+        "| run | accuracy | test accuracy | n | verdict |",
+        "| --- | --- | --- | --- | --- |",
+        "| high | 91.00 ± 1.41 |  | 2 | holds (+20.00 to low) |",
+        "| low | 71.00 ± 1.41 | 51.00 ± 1.41 | 2 | - |",
+    ]
+
+
+def test_all_claims_are_listed_with_their_state_and_page(home):
+    Path("docs/deep").mkdir(parents=True)
+    Path("docs/deep/x.md").write_text(EMPTY)
+    Path("README.md").write_text("A\n\n<!-- claims -->\nold\n<!-- /claims -->\n\nB\n")
+    assert main(["reproduce", "--render"]) == 0
+    row = "| X keeps what it learns | not run | [x](docs/deep/x.md) |"
+    listed = f"<!-- claims -->\n| claim | state | table |\n| --- | --- | --- |\n{row}\n<!-- /claims -->"
+    assert Path("README.md").read_text() == f"A\n\n{listed}\n\nB\n"
+    reproduce(load_claim("x"), [0, 2], command=(sys.executable, "fit.py"))
+    assert main(["reproduce", "--render", "--check"]) == 1
+    assert main(["reproduce", "--render"]) == 0
+    assert row.replace("not run", "holds") in Path("README.md").read_text()
+
+
 def test_tables_in_the_repository_are_those_of_its_csv_files():
     stale = render.render_documents(ROOT, ROOT / "results", write=False)
     assert not stale, f"run `zoo reproduce --render`: {', '.join(map(str, stale))}"
@@ -666,9 +700,11 @@ def test_tables_in_the_repository_are_those_of_its_csv_files():
     [
         ("class_incremental.average_accuracy", "average accuracy"),
         ("task_known.forgetting", "forgetting (task known)"),
-        ("final.test/acc", "test/acc"),
+        ("final.test/acc", "test accuracy"),
+        ("final.test/loss", "test/loss"),
         ("final.val.acc_top5", "val.acc_top5"),
         ("best.val/acc", "val/acc (best)"),
+        ("best.test/acc", "test accuracy (best)"),
         ("train_seconds", "training time (s)"),
         ("peak_memory_mib", "peak memory (MiB)"),
     ],

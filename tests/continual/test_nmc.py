@@ -252,6 +252,12 @@ def test_backbone_is_frozen_and_untouched(stream, trainer) -> None:
     assert [name for name, parameter in nmc.named_parameters() if parameter.requires_grad] == ["dummy"]
 
 
+def test_backbone_takes_arguments_of_timm() -> None:
+    nmc = zoo.NMC(6, "test_vit", pretrained=False, backbone_args={"img_size": 8, "patch_size": 4})
+    assert nmc.backbone.model.pos_embed.shape[1] == 5
+    assert nmc.hparams["backbone_args"] == {"img_size": 8, "patch_size": 4}
+
+
 def test_checkpoint_leaves_a_rebuildable_backbone_out(stream, trainer, tmp_path: Path) -> None:
     weights = tmp_path / "weights.pt"
     torch.save(zoo.nn.create_backbone("test_efficientnet", pretrained=False).model.state_dict(), weights)

@@ -16,6 +16,7 @@ from zoo.datamodules.sources import (
     CIFAR10,
     CIFAR100,
     MNIST,
+    ClassRange,
     CORe50,
     Digits,
     FashionMNIST,
@@ -61,7 +62,7 @@ def test_building_a_source_does_not_touch_the_disk(source, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("source", [Digits(), Synthetic(num_domains=2)])
+@pytest.mark.parametrize("source", [Digits(), Synthetic(num_domains=2), ClassRange(Digits(), 4, 9)])
 def test_data_sets_keep_the_contract(source):
     assert isinstance(source, Source)
     source.prepare()
@@ -499,3 +500,42 @@ def test_synthetic_domains_hold_every_class_and_shift_the_images():
 def test_synthetic_refuses_an_empty_set():
     with pytest.raises(ValueError, match="train_per_class=0"):
         Synthetic(train_per_class=0)
+
+
+# ClassRange ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_ranges_of_classes_share_out_the_images(split):
+    whole = Synthetic(num_classes=5, num_domains=2, test_domains=True)
+    parts = [ClassRange(whole, stop=2), ClassRange(whole, start=2)]
+    assert [list(part.classes) for part in parts] == [["class0", "class1"], ["class2", "class3", "class4"]]
+    assert parts[0].domain_names == whole.domain_names
+    everything, images = getattr(whole, split)(), [getattr(part, split)() for part in parts]
+    assert sum(map(len, images)) == len(everything)
+    for part, start in zip(images, (0, 2), strict=True):
+        assert part.domains.tolist() == [int(everything.domains[index]) for index in part.indices]
+        for position, index in enumerate(part.indices.tolist()):
+            assert torch.equal(part[position][0], everything[index][0])
+            assert part[position][1] + start == everything[index][1]
+
+
+def test_a_range_of_classes_keeps_the_names_of_files(tmp_path):
+    for label in "abc":
+        for number in range(5):
+            save_image(tmp_path / label / f"{number}.png")
+    images = ClassRange(ImageFolders(tmp_path), start=1).test()
+    assert [path.split("/")[-2] for path, _ in images.samples] == ["b", "c"]
+    assert [label for _, label in images.samples] == [0, 1]
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, None), (3, 3), (0, 0)])
+def test_an_empty_range_of_classes_is_refused(start, stop):
+    with pytest.raises(ValueError, match=f"start={start} must be at least 0, and stop={stop} more"):
+        ClassRange(Digits(), start, stop)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(10, None), (0, 11)])
+def test_a_range_beyond_the_classes_is_refused(start, stop):
+    with pytest.raises(ValueError, match=f"start={start} and stop={stop} reach beyond the 10 classes of Digits"):
+        _ = ClassRange(Digits(), start, stop).classes

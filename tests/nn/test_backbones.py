@@ -62,6 +62,15 @@ def test_local_file(tmp_path) -> None:
         create_backbone("test_efficientnet", checkpoint_path="none.pt")
 
 
+def test_checkpoint_of_a_method_of_zoo(tmp_path) -> None:
+    classifier = zoo.ImageClassifier(3, "test_vit", backbone_args={"img_size": 32})
+    torch.save({"state_dict": classifier.state_dict()}, tmp_path / "last.ckpt")
+    backbone = create_backbone("test_vit", checkpoint_path=str(tmp_path / "last.ckpt"), img_size=32)
+    torch.testing.assert_close(backbone.state_dict(), classifier.backbone.state_dict(), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"last\.ckpt does not fit ResNet: missing conv1"):
+        create_backbone("test_resnet", checkpoint_path=str(tmp_path / "last.ckpt"))
+
+
 def test_failed_download_names_the_offline_ways() -> None:
     with pytest.raises(RuntimeError, match=r"pretrained='offline'.*pretrained=False"):
         create_backbone("resnet18.a1_in1k")

@@ -31,6 +31,31 @@ def test_images_are_normalised_and_scores_have_their_size_and_precision() -> Non
     assert network.encoder is None
 
 
+def test_images_of_other_sides_are_padded_with_the_mean_and_scores_are_cut() -> None:
+    class Same(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.seen = images
+            return images
+
+    network = SegmentationNetwork(Same(), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), multiple=4)
+    images = torch.rand(1, 3, 5, 8)
+    assert torch.equal(network(images), (images - 0.5) / 0.25)
+    assert network.model.seen.shape == (1, 3, 8, 8)
+    assert network.model.seen[..., 5:, :].eq(0).all()
+
+
+def test_smp_networks_take_images_of_any_size() -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    network = create_segmentation_network("smp/deeplabv3plus/resnet18", 4, encoder_output_stride=8).eval()
+    images = torch.rand(1, 3, 33, 50)
+    logits = network(images)
+    assert logits.shape == (1, 4, 33, 50)
+    # What is padded is the mean of the weights: an image that ends with it gives the same scores.
+    whole = network.mean.expand(1, 3, 40, 56).clone()
+    whole[..., :33, :50] = images
+    torch.testing.assert_close(network(whole)[..., :33, :50], logits)
+
+
 def test_torchvision_networks_have_an_encoder() -> None:
     network = create_segmentation_network("torchvision/lraspp_mobilenet_v3_large", 5)
     assert network.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 5, 32, 32)

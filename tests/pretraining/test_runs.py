@@ -132,7 +132,8 @@ def test_mixed_precision_stays_near(name: str, teacher: str) -> None:
     assert losses[0]["train/loss"] != losses[1]["train/loss"]
 
 
-def test_compiled_module_learns_the_same_and_is_compiled_once(teacher: str) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_compiled_module_learns_the_same_and_is_compiled_once(name: str, teacher: str) -> None:
     graphs, after_epoch = [], []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
@@ -143,7 +144,7 @@ def test_compiled_module_learns_the_same_and_is_compiled_once(teacher: str) -> N
         def on_train_epoch_end(self, trainer, pl_module) -> None:
             after_epoch.append(len(graphs))
 
-    modules = [make("dmae", teacher) for _ in range(2)]
+    modules = [make(name, teacher) for _ in range(2)]
     for module in (modules[0], torch.compile(modules[1], backend=backend)):
         make_trainer(SeedEpochs(0), Count(), limit_val_batches=1).fit(module, images())
     torch.testing.assert_close(modules[0].state_dict(), modules[1].state_dict())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from zoo.cli.claims import Claim, Curve
-from zoo.cli.results import Record, read_records
+from zoo.cli.results import Record, label, read_records
 
 Point: TypeAlias = dict[str, str]
 """A row of ``results/<claim>.curves.csv``: run, seed, epoch, x and y as they were logged."""
@@ -88,8 +88,8 @@ def picture(claim: Claim, points: Iterable[Point]) -> bytes:
         axes.plot(x, [statistics.fmean(group) for group in y], color=color, marker="o", markersize=3, label=name)
         axes.fill_between(x, [min(group) for group in y], [max(group) for group in y], color=color, alpha=0.15, lw=0)
     axes.set_title(claim.title, fontsize=10)
-    axes.set_xlabel(claim.curve.x)
-    axes.set_ylabel(claim.curve.y + (" (percent)" if percent > 1 else ""))
+    axes.set_xlabel(label(f"final.{claim.curve.x}"))
+    axes.set_ylabel(label(f"final.{claim.curve.y}") + (" (percent)" if percent > 1 else ""))
     axes.grid(color="#e8eaed")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from zoo.cli import results
-from zoo.cli.claims import Claim, load_claim
+from zoo.cli.claims import Claim, claim_names, load_claim
 from zoo.cli.messages import CommandError
 from zoo.cli.results import Record, label, mean, std, values
 from zoo.functional import write_atomically
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BLOCK = re.compile(r"^<!-- claim: (\S+) -->\n.*?^<!-- /claim -->$", re.DOTALL | re.MULTILINE)
+SUMMARY = re.compile(r"^<!-- claims -->\n.*?^<!-- /claims -->$", re.DOTALL | re.MULTILINE)
 OPENING = re.compile(r"^<!-- claim: (\S+) -->$", re.MULTILINE)
 
 
@@ -70,7 +71,7 @@ def terminal_table(claim: Claim, records: list[Record]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    header, rows = _columns(claim, lines(claim, records))
+    header, rows = _long(claim, lines(claim, records))
     table = Table(title=claim.title, box=box.SIMPLE_HEAD, title_style="bold", title_justify="left")
     for name in header:
         table.add_column(name, justify="right" if name == "n" else "left", no_wrap=name == "run")
@@ -87,7 +88,7 @@ def markdown(claim: Claim, records: list[Record], csv_link: str) -> str:
         records: The runs that count.
         csv_link: Path of the CSV file, relative to the document.
     """
-    header, rows = _columns(claim, lines(claim, records))
+    header, rows = (_long if claim.published else _wide)(claim, lines(claim, records))
     table = [header, ["---"] * len(header), *rows]
     what = f" ({label(claim.metrics[0])})" if len(claim.metrics) == 1 else ""
     paper = [f"Paper: {claim.paper.rstrip('.')}."] if claim.paper else []
@@ -103,16 +104,30 @@ def markdown(claim: Claim, records: list[Record], csv_link: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _columns(claim: Claim, table: list[Line]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows; the metric is a column only where there are several."""
+def _long(claim: Claim, table: list[Line]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows, one for each metric, which is a column only where there are several."""
     names = [name for name in Line._fields if name != "metric" or len(claim.metrics) > 1]
     return names, [[getattr(line, name) for name in names] for line in table]
+
+
+def _wide(claim: Claim, table: list[Line]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows, one for each row of the claim with all its metrics; without the paper's values."""
+    labels = [label(metric) for metric in claim.metrics]
+    rows = []
+    for run in claim.runs:
+        cells = {line.metric: line for line in table if line.run == run.name}
+        counts = dict.fromkeys(line.n for line in cells.values())
+        verdicts = dict.fromkeys(line.verdict for line in cells.values() if line.verdict != "-")
+        measured = [cells[name].measured if name in cells else "" for name in labels]
+        rows.append([run.name, *measured, ", ".join(counts), ", ".join(verdicts) or "-"])
+    return ["run", *labels, "n", "verdict"], rows
 
 
 def render_documents(root: Path, results_folder: Path, write: bool = True) -> list[Path]:
     """Bring the tables of README.md and docs up to date with the CSV files.
 
-    A table stands between ``<!-- claim: NAME -->`` and ``<!-- /claim -->``, each on a line of its own.
+    A table stands between ``<!-- claim: NAME -->`` and ``<!-- /claim -->``, each on a line of its own; a list of all
+    claims with their states between ``<!-- claims -->`` and ``<!-- /claims -->``.
 
     Args:
         root: Folder that holds README.md and docs.
@@ -133,6 +148,9 @@ def render_documents(root: Path, results_folder: Path, write: bool = True) -> li
             if opening.start() not in closed:
                 raise CommandError(f"{document}: <!-- claim: {opening[1]} --> is not closed by <!-- /claim -->")
 
+        def list_all(block: re.Match[str], folder: Path = document.parent) -> str:
+            return summary(root, results_folder, folder)
+
         def fill(block: re.Match[str], folder: Path = document.parent) -> str:
             claim = load_claim(block[1])
             path = results_folder / f"{claim.name}.csv"
@@ -140,12 +158,35 @@ def render_documents(root: Path, results_folder: Path, write: bool = True) -> li
             link = Path(os.path.relpath(path, folder)).as_posix()
             return f"<!-- claim: {block[1]} -->\n{markdown(claim, records, link)}<!-- /claim -->"
 
-        new = BLOCK.sub(fill, old)
+        new = SUMMARY.sub(list_all, BLOCK.sub(fill, old))
         if new != old:
             changed.append(document)
             if write:
                 write_atomically(document, new)
     return changed
+
+
+def summary(root: Path, results_folder: Path, folder: Path) -> str:
+    """Return the block that lists all claims: title, state, and the page of docs that has the table.
+
+    Args:
+        root: Folder that holds docs.
+        results_folder: Folder that holds the CSV files.
+        folder: Where the document is that shows the list.
+    """
+    pages: dict[str, Path] = {}
+    for page in sorted(root.glob("docs/**/*.md")):
+        for opening in OPENING.finditer(page.read_text(encoding="utf-8")):
+            pages.setdefault(opening[1], page)
+    rows = ["| claim | state | table |", "| --- | --- | --- |"]
+    for name in claim_names():
+        claim = load_claim(name)
+        records = results.counted(claim, results.read_records(results_folder / f"{name}.csv"))
+        link = (
+            f"[{pages[name].stem}]({Path(os.path.relpath(pages[name], folder)).as_posix()})" if name in pages else "-"
+        )
+        rows.append(f"| {claim.title} | {results.state(claim, records)} | {link} |")
+    return "\n".join(["<!-- claims -->", *rows, "<!-- /claims -->"])
 
 
 def picture(claim: Claim, records: list[Record]) -> bytes:

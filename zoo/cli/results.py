@@ -186,9 +186,22 @@ def label(metric: str) -> str:
         "peak_memory_mib": "peak memory (MiB)",
         "train_seconds": "training time (s)",
         "wall_seconds": "time in fit (s)",
+        "training_passes_per_image": "passes an image (training)",
+        "evaluation_passes_per_image": "passes an image",
+        "training_ms_per_image": "ms an image (training)",
+        "evaluation_ms_per_image": "ms an image",
+        "time/train_seconds": "training time (s)",
+        "test/acc": "test accuracy",
+        "test/knn": "test accuracy (k-NN)",
+        "test/miou_student": "test mIoU (student)",
+        "test/miou_teacher": "test mIoU (teacher)",
+        "train/pseudo_acc_foreground": "pseudo-label accuracy (digits)",
+        "train/quality": "share of sure labels",
+        "train/gradients": "gradients",
     }
     kind, _, logged = metric.partition(".")
     if kind in ("final", "best"):  # of TrainingReport; the rest is a name that a method logged
+        logged = known.get(logged, logged)
         return logged if kind == "final" else f"{logged} (best)"
     group, _, name = metric.replace("_", " ").rpartition(".")
     # The group tells metrics of one name apart; class-incremental is what is meant where nothing is said.

@@ -28,6 +28,7 @@ class FrozenBackboneLearner(StreamLearner):
         checkpoint_path: See there.
         mean: See there.
         std: See there.
+        backbone_args: Further arguments of timm's model, such as ``img_size``.
         class_names: Name of each label, for predictions.
         save_backbone: Whether checkpoints hold the backbone. Default: only if it cannot be rebuilt, which is to say if
             it is a module of the caller's or has random weights.
@@ -42,13 +43,14 @@ class FrozenBackboneLearner(StreamLearner):
         checkpoint_path: str | None,
         mean: Sequence[float] | None,
         std: Sequence[float] | None,
+        backbone_args: dict[str, Any] | None,
         class_names: Sequence[str] | None,
         save_backbone: bool | None,
     ) -> None:
         super().__init__(class_names)
         can_be_rebuilt = isinstance(backbone, str) and (bool(pretrained) or checkpoint_path is not None)
         if isinstance(backbone, str):
-            backbone = create_backbone(backbone, pretrained, checkpoint_path, mean, std)
+            backbone = create_backbone(backbone, pretrained, checkpoint_path, mean, std, **(backbone_args or {}))
         self.num_classes = num_classes
         self.normalize = normalize
         self.save_backbone = not can_be_rebuilt if save_backbone is None else save_backbone

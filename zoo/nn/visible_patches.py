@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from timm.layers import PatchEmbed, resample_abs_pos_embed  # type: ignore[attr-defined]  # timm exports few names
-from timm.models import checkpoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from zoo.functional import position_table
 
@@ -78,7 +78,8 @@ def encode_visible(
     tokens = vit.norm_pre(vit.pos_drop(torch.cat([first.expand(len(images), -1, -1), patches], dim=1)))
     tapped = {}
     for index, block in enumerate(vit.blocks):
-        tokens = checkpoint(block, tokens) if vit.grad_checkpointing and tokens.requires_grad else block(tokens)
+        recompute = vit.grad_checkpointing and tokens.requires_grad
+        tokens = checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
         if index in taps:
             tapped[index] = tokens
     return vit.norm(tokens), tapped

@@ -12,7 +12,7 @@ What differs: one strength of the penalty, given as an argument, where a study w
 held-out images; features of unit length, as NMC's.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,7 @@ class LinearProbe(FrozenBackboneLearner):
         checkpoint_path: See there.
         mean: See there.
         std: See there.
+        backbone_args: Further arguments of timm's model, such as ``img_size``.
         class_names: Name of each label, for predictions.
         save_backbone: Whether checkpoints hold the backbone. Default: only if it cannot be rebuilt, which is to say if
             it is a module of yours or has random weights.
@@ -74,6 +75,7 @@ class LinearProbe(FrozenBackboneLearner):
         checkpoint_path: str | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        backbone_args: dict[str, Any] | None = None,
         class_names: list[str] | None = None,
         save_backbone: bool | None = None,
     ) -> None:
@@ -84,8 +86,9 @@ class LinearProbe(FrozenBackboneLearner):
         if max_iter < 1:
             raise ValueError(f"max_iter={max_iter} must be at least 1.")
         super().__init__(
-            num_classes, backbone, normalize, pretrained, checkpoint_path, mean, std, class_names, save_backbone
-        )
+            num_classes, backbone, normalize, pretrained, checkpoint_path, mean, std, backbone_args, class_names,
+            save_backbone,
+        )  # fmt: skip
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
         self.regularization = regularization
         self.max_iter = max_iter
