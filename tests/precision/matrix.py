@@ -71,7 +71,7 @@ def recipe_of(method: str) -> Path:
     def rank(path: Path) -> Any:
         text = path.read_text()
         own = path.stem.replace("_", "").startswith(method.lower())
-        small = path.stem.endswith(("_digits", "_fashion_mnist"))
+        small = any(data in path.stem for data in ("_digit", "_fashion_mnist"))
         return "vit" not in text, not own, not small, path.stem
 
     mine = [path for path in RECIPES if kind_of(path) == method]

@@ -48,6 +48,8 @@ def test_the_table_names_every_method_and_every_method_runs_somewhere() -> None:
     table = read_table(TABLE.read_text(encoding="utf-8"))
     assert table.keys() == {(method, *cell) for method in METHODS for cell in CELLS}
     for method in METHODS:
+        assert f"| `zoo.{method}` | `{matrix.recipe_of(method).stem}` |" in TABLE.read_text(encoding="utf-8")
+    for method in METHODS:
         # The default precision, on one device and under DDP.
         assert table[method, "32-true", "one device"] == table[method, "32-true", "ddp"] == RUNS
     assert "zoo.cli" not in TABLE.read_text(encoding="utf-8")
