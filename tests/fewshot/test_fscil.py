@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 
 import zoo
-from zoo.callbacks import StreamReport, TaskLoop
+from zoo.callbacks import QuantizeFrozen, StreamReport, TaskLoop
 from zoo.datamodules import ClassIncrementalDataModule, FewShotIncrementalDataModule
 from zoo.datamodules.sources import Synthetic
 from zoo.fewshot.tricks import TRICKS
@@ -442,7 +442,7 @@ def test_contrast_of_two_processes_is_that_of_one_batch(tmp_path: Path, monkeypa
     for devices in (1, 2):
         torch.manual_seed(1)
         module = zoo.FewShotClassIncremental(
-            6, ["contrastive"], "test_vit", backbone_args={"img_size": 16, "patch_size": 8}, projection_size=8,
+            6, ["contrastive"], "test_vit", backbone_args={"img_size": 8, "patch_size": 4}, projection_size=8,
             schedule=still, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
         )  # fmt: skip
         source = Synthetic(num_classes=6, image_size=16, train_per_class=6, test_per_class=2)
@@ -492,3 +492,69 @@ def test_what_is_no_stream_is_refused() -> None:
         fit(make_module(), make_data(num_sessions=1))
     with pytest.raises(ValueError, match="pretraining_epochs=1 must be fewer than the 1 epochs"):
         fit(make_module(["pretraining"]), make_data(base_epochs=1))
+
+
+# A frozen encoder -----------------------------------------------------------------------------------------------------
+
+VIT = {"backbone": "test_vit", "backbone_args": {"img_size": 8, "patch_size": 4}, "train_backbone": False}
+
+
+def test_a_frozen_encoder_stays_as_it_is_and_the_rest_learns() -> None:
+    module, data, watch = make_module(["prototypes", "pseudo_classes"], **VIT), make_data(), Snapshots()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    fit(module, data, watch)
+    moved = changed(before, module.state_dict())
+    assert any(name.startswith("neck.") for name in moved)
+    assert not any(name.startswith("backbone.") for name in moved)
+    assert not module.train().backbone.training
+    torch.testing.assert_close(
+        module.classifier.weight[: 2 * 4 : 2], class_means(module, data, 0), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_quantised_encoder_learns_its_own_means_and_is_resumed(tmp_path: Path) -> None:
+    quantized, plain, data = make_module(**VIT), make_module(**VIT), make_data()
+    fit(quantized, data, QuantizeFrozen(), folder=tmp_path)
+    fit(plain, make_data())
+    images = torch.rand(6, 3, 8, 8)
+    features = quantized.backbone(images)
+    assert not torch.equal(features, plain.backbone(images))
+    torch.testing.assert_close(features, plain.backbone(images), rtol=0.1, atol=0.1)
+    for session in range(3):
+        classes = data.session_classes(session)
+        rows = quantized.classifier.weight[classes.start : classes.stop]
+        torch.testing.assert_close(rows, class_means(quantized, data, session), rtol=1e-2, atol=1e-2)
+
+    # Any checkpoint, the one in the middle too, ends at the same weights; the same encoder in full precision does not.
+    again = make_module(**VIT)
+    fit(again, make_data(), QuantizeFrozen(), ckpt_path=str(tmp_path / "epoch=2.ckpt"))
+    assert not changed(quantized.state_dict(), again.state_dict())
+    loaded = make_module(**VIT)
+    restored = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    loaded.on_load_checkpoint(restored)
+    loaded.load_state_dict(restored["state_dict"])
+    torch.testing.assert_close(loaded.eval()(images), quantized.eval()(images))
+    fit(plain, make_data(), folder=tmp_path / "plain")
+    with pytest.raises(ValueError, match="is quantised, and was not in the run of the checkpoint"):
+        fit(make_module(**VIT), make_data(), QuantizeFrozen(), ckpt_path=str(tmp_path / "plain" / "epoch=2.ckpt"))
+
+
+def test_a_frozen_encoder_takes_the_weights_of_a_base_session(tmp_path: Path) -> None:
+    trained = make_module(**{**VIT, "train_backbone": True})
+    fit(trained, make_data(), folder=tmp_path)
+    frozen = make_module(**VIT, checkpoint_path=str(tmp_path / "epoch=1.ckpt"))
+    fit(frozen, make_data(base_epochs=1), QuantizeFrozen())
+    images = torch.rand(6, 3, 8, 8)
+    torch.testing.assert_close(frozen.eval()(images), trained.eval()(images), rtol=0.1, atol=0.5)
+    assert frozen.backbone.quantization["mode"] == "int8"
+
+
+def test_an_encoder_that_trains_is_not_quantised() -> None:
+    with pytest.raises(ValueError, match="has parameters that train"):
+        fit(make_module(**{**VIT, "train_backbone": True}), make_data(), QuantizeFrozen())
+
+
+@pytest.mark.parametrize("trick", ["contrastive", "finetuning", "pretraining", "rotation"])
+def test_tricks_that_train_a_frozen_encoder_are_refused(trick: str) -> None:
+    with pytest.raises(ValueError, match=f"The tricks {trick} train the encoder"):
+        make_module([trick], **VIT)

@@ -43,6 +43,15 @@ PRECISIONS = {
     ],
     "frozen int8": ["--trainer.callbacks+=QuantizeFrozen", "--trainer.callbacks.part"],
 }
+# What a method needs beside the callback, where its recipe trains what is to be frozen.
+FREEZE = {
+    "ExperienceReplay": ["--model.train_backbone", "false"],
+    "FewShotClassIncremental": [
+        *("--model.train_backbone", "false", "--model.tricks", '["prototypes", "pseudo_classes"]'),
+        *("--model.backbone", "vit_tiny_patch16_224", "--model.backbone_args", '{"img_size": 32}'),
+    ],
+    "SequentialFineTuning": ["--model.train_backbone", "false"],
+}
 STRATEGIES = {
     "one device": [],
     "ddp": ["--trainer.devices", "2", "--trainer.strategy", "ddp"],
@@ -107,7 +116,7 @@ def run_cell(method: str, precision: str, strategy: str) -> str:
 
 def run_row(row: Row, precision: str, strategy: str) -> str:
     """Do so, where networks are small."""
-    part = [row.part] if precision == "frozen int8" else []
+    part = [row.part, *FREEZE.get(row.method, [])] if precision == "frozen int8" else []
     options = [*TWO_STEPS, *PRECISIONS[precision], *part, *STRATEGIES[strategy]]
     # Not where the recipes of others look for a checkpoint.
     args = ["fit", "--config", str(row.recipe), "--run_dir", "cell", *row.options, *options]
@@ -172,10 +181,10 @@ HEAD = """# What runs at which precision
 
 Every method, by one of its recipes on a small network and synthetic images, at every precision under every strategy, on
 CPUs: two processes where there are several. `yes`: it trains, evaluates and saves; all processes end with the same
-weights. A number: it is refused before training, for the reason below. `float8` is emulated, `frozen int8` is
-`QuantizeFrozen` on the teacher or backbone, and `16-mixed` is given as a plugin, because Lightning takes the name for
-bfloat16 on a CPU. Written by `pytest -m slow tests/precision/test_matrix.py`; what the words mean stands in
-[precision](precision.md).
+weights. A number: it is refused before training, for the reason below. `float8` is emulated; `frozen int8` is
+`QuantizeFrozen` on the teacher or backbone, with `train_backbone=False` (and a transformer) where a method can train
+its own; `16-mixed` is given as a plugin, because Lightning takes the name for bfloat16 on a CPU. Written by
+`pytest -m slow tests/precision/test_matrix.py`; what the words mean stands in [precision](precision.md).
 """
 UNUSED = "`yes`, with `ddp_find_unused_parameters_true`"
 

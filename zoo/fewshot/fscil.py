@@ -40,8 +40,8 @@ from zoo.fewshot.subnet import Subnet, SubnetPart, SubnetScore
 from zoo.fewshot.tricks import Trick, check_positive, check_same_tricks, check_sessions, check_tricks
 from zoo.functional import Task
 from zoo.metrics import few_shot_figures
-from zoo.nn import ClassMeans, CosineWithWarmup, check_state, create_backbone, drop_part, restore_part
-from zoo.precision import check_average
+from zoo.nn import ClassMeans, CosineWithWarmup, check_state, create_backbone, drop_part, freeze, restore_part
+from zoo.precision import check_average, restore_quantization, save_quantization
 
 
 class FewShotClassIncremental(StreamLearner):
@@ -64,6 +64,9 @@ class FewShotClassIncremental(StreamLearner):
         std: See there.
         backbone_args: More arguments of ``timm.create_model`` for ``backbone``.
         larger_backbone_args: The same for ``larger_backbone``.
+        train_backbone: Whether the base session trains the encoder. Without, it stays as its weights are, in evaluation
+            mode, and can be quantised (:class:`~zoo.callbacks.QuantizeFrozen`); the tricks "prototypes",
+            "pseudo_classes" and "larger_encoder" go with that.
         scale: Factor of the cosines in every cross-entropy.
         normalize_before_mean: Whether features are scaled to unit length before they are averaged.
         contrastive_form: "in_batch" compares the views of a batch (SupCon), "queue" large and small crops with keys of
@@ -130,6 +133,7 @@ class FewShotClassIncremental(StreamLearner):
         std: list[float] | None = None,
         backbone_args: dict[str, Any] | None = None,
         larger_backbone_args: dict[str, Any] | None = None,
+        train_backbone: bool = True,
         scale: float = 16.0,
         normalize_before_mean: bool = False,
         contrastive_form: Literal["in_batch", "queue"] = "in_batch",
@@ -167,7 +171,7 @@ class FewShotClassIncremental(StreamLearner):
         class_names: list[str] | None = None,
     ) -> None:
         super().__init__(class_names)
-        self.tricks = check_tricks(tricks or ())
+        self.tricks = check_tricks(tricks or (), train_backbone)
         check_positive(scale=scale, temperature=temperature, pretraining_temperature=pretraining_temperature)
         self.save_hyperparameters(ignore=["optimizer", "schedule", "finetune_optimizer"])
         self.options: Any = self.hparams  # read as attributes
@@ -179,6 +183,8 @@ class FewShotClassIncremental(StreamLearner):
             larger_backbone if larger else backbone, pretrained, checkpoint_path, mean, std,
             **((larger_backbone_args if larger else backbone_args) or {}),
         )  # fmt: skip
+        if not train_backbone:
+            freeze(self.backbone)
         size, views = self.backbone.num_features, StrongViews((view_scale[0], view_scale[1]), view_flip)
         self.pseudo = PseudoClasses(pseudo_classes if "pseudo_classes" in self.tricks else "none")
         num_rows = num_classes * len(self.pseudo)
@@ -329,6 +335,8 @@ class FewShotClassIncremental(StreamLearner):
         """Train in the base session only: later ones keep dropout off and the statistics of batch normalisation."""
         super().train(mode and int(self.session) == 0)
         self.training = mode
+        if not self.options.train_backbone:
+            self.backbone.eval()
         return self
 
     # Class means ----------------------------------------------------------------------------------------------------
@@ -502,12 +510,18 @@ class FewShotClassIncremental(StreamLearner):
 
     # Checkpoints ----------------------------------------------------------------------------------------------------
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note whether the encoder is quantised."""
+        save_quantization(self, checkpoint)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits; in the base session finetuning and subnet may still be chosen anew.
 
         Raises:
-            ValueError: If it has other tricks or another shape, or belongs to another class.
+            ValueError: If it has other tricks or another shape, belongs to another class, or to features of another
+                precision.
         """
+        restore_quantization(self, checkpoint, exact=True)
         state = checkpoint["state_dict"]
         saved = checkpoint.get("hyper_parameters", {})
         if "tricks" in saved and "session" in state:

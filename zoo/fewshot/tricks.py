@@ -12,19 +12,29 @@ TRICKS: tuple[Trick, ...] = (
     "contrastive", "prototypes", "pseudo_classes", "finetuning", "subnet", "larger_encoder", "pretraining", "rotation",
 )  # fmt: skip
 OF_INCREMENTS = {"finetuning", "subnet"}  # may differ from those of the base session that a run starts from
+OF_ENCODER = {"contrastive", "finetuning", "subnet", "pretraining", "rotation"}  # train it
 
 
-def check_tricks(tricks: Iterable[str]) -> frozenset[str]:
+def check_tricks(tricks: Iterable[str], train_backbone: bool = True) -> frozenset[str]:
     """Return tricks as a set.
 
+    Args:
+        tricks: Their names.
+        train_backbone: Whether the encoder is trained.
+
     Raises:
-        ValueError: If there is no such trick, or one needs another.
+        ValueError: If there is no such trick, one needs another, or an encoder that is trained.
     """
     chosen = frozenset(tricks)
     if unknown := sorted(chosen - set(TRICKS)):
         raise ValueError(f"tricks has {', '.join(unknown)}; there are {', '.join(TRICKS)}.")
     if "subnet" in chosen and "finetuning" not in chosen:
         raise ValueError("The trick subnet says what finetuning moves: add finetuning to tricks.")
+    if not train_backbone and chosen & OF_ENCODER:
+        raise ValueError(
+            f"The tricks {', '.join(in_order(chosen & OF_ENCODER))} train the encoder: leave them out, or give "
+            "train_backbone=True."
+        )
     return chosen
 
 

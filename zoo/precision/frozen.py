@@ -72,7 +72,8 @@ def quantize_frozen(
     if trained:
         raise ValueError(
             f"{type(module).__name__} has parameters that train ({trained[0]} and {len(trained) - 1} more), which "
-            "packed weights cannot: freeze it first (zoo.nn.freeze), or train it with an 8-bit optimizer instead."
+            "packed weights cannot: freeze it first (train_backbone=False where a method has it, zoo.nn.freeze "
+            "elsewhere), or train it with an 8-bit optimizer instead."
         )
     choice = choose_layers(module, keep, multiple=64 if "4" in mode else 8)
     check_choice(module, choice)
