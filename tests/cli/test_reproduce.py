@@ -46,6 +46,10 @@ with open("calls", "a") as file:
     file.write(f"{row} {seed} {options.get('--ckpt_path', 'fresh')}\\n")
 act = json.loads(pathlib.Path("script").read_text()).get(f"{row} {seed}", "")
 print("epoch 1", flush=True)
+if "--model.start" in options:
+    json.loads(pathlib.Path(options["--model.start"]).read_text())  # of another row
+if act == "slow":
+    time.sleep(0.5)
 if act == "fail":
     raise SystemExit("no such image: a.png")
 if act == "empty":
@@ -168,6 +172,32 @@ def test_what_is_done_is_not_repeated_and_its_csv_is_rebuilt(home):
 def test_more_seeds_than_the_claim_has_go_on_counting(home):
     assert main(["reproduce", "x", "--seeds", "3", "--jobs", "2"]) == 0
     assert sorted(calls()) == [f"{row} {seed} fresh" for row in ("high", "low") for seed in (0, 2, 3)]
+
+
+def chain():
+    """Let row "low" start from what row "high" of its seed leaves."""
+    start = "--model.start=runs/reproduce/x/high/seed{seed}/results.json"
+    low = {**CONTENT["runs"][1], "overrides": [*CONTENT["runs"][1]["overrides"], start]}
+    (catalogue.CONFIGS / "claims/x.yaml").write_text(yaml.safe_dump({**CONTENT, "runs": [CONTENT["runs"][0], low]}))
+
+
+@pytest.mark.parametrize("options", [[], ["--trainer.max_epochs=1"]])
+def test_a_row_waits_for_the_row_of_its_seed_that_it_starts_from(home, options):
+    chain()
+    play(high_0="slow", high_2="slow")
+    assert main(["reproduce", "x", "--jobs", "4", *options]) == 0
+    assert [call.split()[0] for call in calls()] == ["high", "high", "low", "low"]
+
+
+def test_a_row_fails_with_the_row_that_it_starts_from(home, capsys):
+    chain()
+    play(high_0="fail")
+    assert main(["reproduce", "x", "--jobs", "2"]) == 1
+    assert "low, seed 0: FAILED, it starts from high, seed 0, which failed" in capsys.readouterr().out
+    assert sorted(calls()) == ["high 0 fresh", "high 2 fresh", "low 2 fresh"]
+    play()
+    assert main(["reproduce", "x"]) == 0
+    assert calls() == ["high 0 fresh", "low 0 fresh"]
 
 
 def test_a_failed_run_shows_the_end_of_its_log_and_loses_no_other(home, capsys):

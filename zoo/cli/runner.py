@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -70,9 +70,19 @@ class Job:
         recipe = find_recipe(self.run.recipe)
         with contextlib.suppress(ValueError):  # a clone shows a short path, an installed package its own
             recipe = recipe.relative_to(Path.cwd())
-        words = [*fit, "--config", str(recipe), *self.claim.options(self.run, self.seed), *self.overrides]
+        words = [*fit, "--config", str(recipe), *self.options(), *self.overrides]
         words.append(f"--run_dir={self.folder}")
         return [*words, "--ckpt_path=last"] if self.checkpoint.exists() else words
+
+    def options(self) -> list[str]:
+        """Return the row's options; a folder of another row is that of the run with the same options typed by hand."""
+        rows, seed = f"{(RUNS / self.claim.name).as_posix()}/", f"/seed{self.seed}/"
+        options = self.claim.options(self.run, self.seed)
+        return [option.replace(seed, f"/{self.folder.name}/") if rows in option else option for option in options]
+
+    def needs(self, other: "Job") -> bool:
+        """Say whether the run starts from what another leaves in its folder."""
+        return any(f"{other.folder.as_posix()}/" in option for option in self.options())
 
     @property
     def checkpoint(self) -> Path:
@@ -107,13 +117,24 @@ class Runner:
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, Record | RunFailedError], None, None]:
         """Run jobs and yield each with its row of the CSV file, or the reason it has none, as they end.
 
-        When the caller stops early, or on Ctrl-C, the runs under way are told to stop, and waited for.
+        A job that starts from the checkpoint of one before it waits for that, and fails where that failed. When the
+        caller stops early, or on Ctrl-C, the runs under way are told to stop, and waited for.
         """
+        waiting = {job.folder: (job, [other for other in jobs[:i] if job.needs(other)]) for i, job in enumerate(jobs)}
+        running: dict[Future[Record | RunFailedError], Job] = {}
+        outcomes: dict[Path, Record | RunFailedError] = {}
         with ThreadPoolExecutor(self.jobs) as pool:
-            futures = {pool.submit(self._try, job): job for job in jobs}
             try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
+                while waiting or running:
+                    for folder, (job, needs) in list(waiting.items()):
+                        if all(other.folder in outcomes for other in needs):
+                            failed = [other for other in needs if isinstance(outcomes[other.folder], RunFailedError)]
+                            del waiting[folder]
+                            running[pool.submit(self._try, job, failed)] = job
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        job = running.pop(future)
+                        outcomes[job.folder] = future.result()
+                        yield job, outcomes[job.folder]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 with self._lock:
@@ -121,7 +142,9 @@ class Runner:
                         os.kill(child, signal.SIGTERM)
                 raise
 
-    def _try(self, job: Job) -> Record | RunFailedError:
+    def _try(self, job: Job, failed: Sequence[Job]) -> Record | RunFailedError:
+        if failed:
+            return RunFailedError(f"it starts from {failed[0]}, which failed")
         try:
             ledger = _read_json(job.ledger)
             done = ledger.get("finished") and ledger.get("settings") == job.claim.settings(job.run, job.seed)
