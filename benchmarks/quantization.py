@@ -1,7 +1,7 @@
 """What a frozen network in 8 or 4 bits, and an optimizer with 8-bit moments, save and cost. On a CPU.
 
-A small vision transformer learns scikit-learn's digits 0 to 4 and is frozen. Once for each way to store the weights, NMC
-learns all ten on its features, and FewShotClassIncremental five images of each digit from 5 on. Bytes are those of
+A small vision transformer learns scikit-learn's digits 0 to 4 and is frozen. Once for each way to store the weights,
+NMC learns all ten on its features, and FewShotClassIncremental five images of each digit from 5 on. Bytes are those of
 parameters, buffers and packed weights; accuracies are means over the seeds of the training. The network has never seen
 five of the classes, so only differences count. Then the same training with 8-bit moments, and the bytes of the moments
 of a ViT-Small.

@@ -229,6 +229,15 @@ def test_float16_on_a_cpu_is_refused_in_a_fit(folder, capsys) -> None:
     assert not list((folder / "runs").rglob("*.*"))
 
 
+def test_the_module_is_checked_before_a_plugin_packs_it(folder, capsys, monkeypatch) -> None:
+    # Lightning's bitsandbytes plugin needs CUDA; what the check says is tested beside it.
+    def check(plugin, module) -> None:
+        raise ValueError(f"{type(plugin).__name__} would break {type(module).__name__}")
+
+    monkeypatch.setattr("zoo.cli.lightning.check_bitsandbytes", check)
+    assert "Precision would break" in error_of(TINY, capsys)
+
+
 def test_a_job_that_slurm_requeues_goes_on_in_its_folder(folder, capsys, monkeypatch) -> None:
     zoo_(TINY + " --run_dir mine")
     before, path = (folder / "mine/metrics.csv").read_text(), folder / "mine/checkpoints/last.ckpt"

@@ -189,6 +189,12 @@ def test_a_row_waits_for_the_row_of_its_seed_that_it_starts_from(home, options):
     assert [call.split()[0] for call in calls()] == ["high", "high", "low", "low"]
 
 
+def test_rows_come_in_their_order_where_they_can(home):
+    chain()
+    assert main(["reproduce", "x"]) == 0
+    assert calls() == [f"{row} {seed} fresh" for seed in (0, 2) for row in ("high", "low")]
+
+
 def test_a_row_fails_with_the_row_that_it_starts_from(home, capsys):
     chain()
     play(high_0="fail")

@@ -35,6 +35,7 @@ from zoo.cli.errors import one_line
 from zoo.cli.run_folder import RUNS, AtomicCheckpointIO, MetricsCSV, ResumeCheckpoint, last_run, new_run, run_of
 from zoo.datamodules.streams import TaskStream
 from zoo.functional import write_atomically
+from zoo.precision import check_bitsandbytes
 
 for _name in zoo.__all__:  # loads them: short names are those of classes that are imported
     getattr(zoo, _name)
@@ -357,11 +358,13 @@ class ZooCLI(LightningCLI):
         """Check that the fit has the precision that was asked for, and say where the run is.
 
         Raises:
-            ValueError: If float16 was, on a CPU: Lightning takes bfloat16 for it, and only warns.
+            ValueError: If float16 was, on a CPU: Lightning takes bfloat16 for it, and only warns. If Lightning's
+                bitsandbytes plugin would change what trains.
         """
         asked = str(self._get(self.config_init, "trainer", default={})["precision"])
         if asked in ("16", "16-mixed") and self.trainer.precision == "bf16-mixed":
             raise ValueError(f"precision={asked!r} needs a GPU: on a CPU use --trainer.precision bf16-mixed.")
+        check_bitsandbytes(self.trainer.precision_plugin, self.model)
         self.say(f"Run folder: {self.run_dir}")
 
     def after_fit(self) -> None:

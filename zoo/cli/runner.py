@@ -127,7 +127,7 @@ class Runner:
             try:
                 while waiting or running:
                     for folder, (job, needs) in list(waiting.items()):
-                        if all(other.folder in outcomes for other in needs):
+                        if len(running) < self.jobs and all(other.folder in outcomes for other in needs):
                             failed = [other for other in needs if isinstance(outcomes[other.folder], RunFailedError)]
                             del waiting[folder]
                             running[pool.submit(self._try, job, failed)] = job
