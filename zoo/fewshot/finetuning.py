@@ -39,6 +39,21 @@ def last_stage(model: nn.Module, name: str | None = None) -> nn.Module:
     return convolutions[-1]
 
 
+def tuned_parameters(model: nn.Module, neck: nn.Module, stage: str | None = None) -> dict[str, nn.Parameter]:
+    """Return what moves beside the new rows: the last stage of an encoder, and the neck, by name.
+
+    Args:
+        model: The timm model.
+        neck: What stands between its features and the classifier.
+        stage: See :func:`last_stage`.
+    """
+    return {
+        f"{name}.{key}": parameter
+        for name, part in (("stage", last_stage(model, stage)), ("neck", neck))
+        for key, parameter in part.named_parameters()
+    }
+
+
 @contextmanager
 def moving_only(tunable: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
     """Let an optimizer step move some entries only; the others are bit for bit what they were.

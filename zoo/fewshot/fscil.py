@@ -15,8 +15,7 @@ result is that of the tricks as they stand here, not of the paper's table. Versi
 joins finetuning and subnet, and no longer counts the larger encoder.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -31,7 +30,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from zoo.continual.learner import StreamLearner
 from zoo.fewshot.contrastive import BatchContrast, QueueContrast, StrongViews
 from zoo.fewshot.cosine_classifier import CosineClassifier, cosine_logits
-from zoo.fewshot.finetuning import last_stage, moving_only
+from zoo.fewshot.finetuning import moving_only, tuned_parameters
+from zoo.fewshot.plain_images import average_statistics, plain_batches
 from zoo.fewshot.pretraining import InstanceContrast
 from zoo.fewshot.prototypes import AssignedPrototypes, Neck, PrototypeKind, dot_regression_loss
 from zoo.fewshot.pseudo_classes import PseudoClasses, PseudoClassName
@@ -343,9 +343,7 @@ class FewShotClassIncremental(StreamLearner):
 
     def learn_means(self, rows: range) -> None:
         """Make some rows the means of the current session's images, shown as in evaluation, over all processes."""
-        for name, buffer in self.backbone.named_buffers():
-            if name.endswith(("running_mean", "running_var")):  # each process made its own in the base session
-                buffer.copy_(self.trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
+        average_statistics(self.backbone, self.trainer.strategy)
         sums, counts = (self.trainer.strategy.reduce(part, reduce_op="sum") for part in self.gather_features())
         if counts[rows.start : rows.stop].eq(0).any() and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise ValueError("A class of this session has no training image, so there is no mean of it.")
@@ -355,15 +353,9 @@ class FewShotClassIncremental(StreamLearner):
     @torch.no_grad()
     def gather_features(self) -> tuple[Tensor, Tensor]:
         """Return sums and counts of this process's share of the session's images."""
-        trainer: Any = self.trainer
         self.eval()
-
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for batch in islice(self.datamodule.plain_train_dataloader(), int(trainer.fast_dev_run) or None):
-                yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-
-        with trainer.precision_plugin.val_step_context():
-            return self.sum_features(batches())
+        with self.trainer.precision_plugin.val_step_context():
+            return self.sum_features(plain_batches(self.trainer, self.datamodule))
 
     def sum_features(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return the sum of the embeddings of each pseudo-class, float64 (K m, D), and their number."""
@@ -444,13 +436,8 @@ class FewShotClassIncremental(StreamLearner):
         return together
 
     def tuned_parameters(self) -> dict[str, nn.Parameter]:
-        """Return what finetuning moves beside the new rows: the last stage of the encoder, and the neck, by name."""
-        stage = last_stage(self.backbone.model, self.options.tuned_stage)
-        return {
-            f"{name}.{key}": parameter
-            for name, part in (("stage", stage), ("neck", self.neck))
-            for key, parameter in part.named_parameters()
-        }
+        """Return what finetuning moves beside the new rows, by name."""
+        return tuned_parameters(self.backbone.model, self.neck, self.options.tuned_stage)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return optimizer and schedule of the session that the weights belong to.
@@ -461,19 +448,13 @@ class FewShotClassIncremental(StreamLearner):
         if int(self.session) > 0:
             return self.increment_optimizer()
         base, first = self.tasks[0], self.pretraining_epochs
-        if self.pretraining:
-            optimizer = self.pretraining_optimizer()
+        if self.pretraining and self.instances is not None:
+            optimizer = self.instances.make_optimizer(self.backbone, self.options.pretraining_lr)
             schedule: LRScheduler = CosineWithWarmup(optimizer, first * base.steps_per_epoch, warmup_share=0.0)
         else:
             optimizer = self.optimizer(self.base_parameters())
             schedule = self.schedule(optimizer, (base.epochs - first) * base.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def pretraining_optimizer(self) -> Optimizer:
-        """Return the optimizer of the pretraining, of the encoder and the projector."""
-        assert self.instances is not None
-        parameters = [*self.backbone.parameters(), *self.instances.parameters()]
-        return torch.optim.SGD(parameters, lr=self.options.pretraining_lr, momentum=0.9, weight_decay=5e-4)
 
     def base_parameters(self) -> list[nn.Parameter]:
         """Return what the base session trains: all but the pretraining's projector and, with prototypes, the rows."""

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from zoo.fewshot.contrastive import Gather, Projector, StrongViews, supervised_contrastive_loss
 
@@ -31,3 +32,13 @@ class InstanceContrast(nn.Module):
         ids = rank * len(images) + torch.arange(len(images), device=images.device)
         projections = self.projector(backbone(views))
         return supervised_contrastive_loss(gather(projections), gather(ids.repeat(2)), self.temperature)
+
+    def make_optimizer(self, backbone: nn.Module, lr: float) -> Optimizer:
+        """Return the optimizer of the pretraining, of the encoder and the projector.
+
+        Args:
+            backbone: The encoder.
+            lr: Learning rate.
+        """
+        parameters = [*backbone.parameters(), *self.projector.parameters()]
+        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=5e-4)
