@@ -11,15 +11,15 @@ of a ViT-Small.
 Two minutes of one CPU core, of which the last measurement says:
 
     NMC on ten digits, features of a ViT that has seen five; 3 seeds
-    weights             bytes  of fp32  accuracy  same as fp32    CPU s
-    fp32            3,189,272    1.000    44.26%       100.00%     0.93
-    bf16            1,594,636    0.500    44.17%        99.72%     0.35
-    int8              848,408    0.266    44.35%        99.35%     1.66
-    int8 torchao      853,016    0.267    44.26%        99.91%     1.12
-    int8-dynamic      853,016    0.267    44.26%        99.26%     1.79
-    nf4               486,936    0.153    43.80%        97.69%     0.95
-    nf4-dq            466,712    0.146    43.80%        97.69%     0.95
-    fp4               486,936    0.153    44.17%        97.87%     0.92
+    weights             bytes  of fp32  accuracy  same as fp32  few-shot    CPU s
+    fp32            3,189,272    1.000    44.26%       100.00%    43.24%     0.73
+    bf16            1,594,636    0.500    44.17%        99.72%    43.43%     0.31
+    int8              848,408    0.266    44.35%        99.35%    43.24%     1.38
+    int8 torchao      853,016    0.267    44.26%        99.91%    43.24%     0.76
+    int8-dynamic      853,016    0.267    44.26%        99.26%    43.24%     1.29
+    nf4               486,936    0.153    43.80%        97.69%    43.61%     0.72
+    nf4-dq            466,712    0.146    43.80%        97.69%    43.61%     0.65
+    fp4               486,936    0.153    44.17%        97.87%    43.43%     0.67
     moments of a ViT-Small, and accuracy of the small ViT on its own five digits
     AdamW          176,405,920    1.000    79.63%
     AdamW8bit      45,165,152    0.256    80.00%
