@@ -37,7 +37,8 @@ class Backbone(nn.Module):
         super().__init__()
         # Convolutions in channels-last order were 1.7 times as fast on a CPU (EfficientNet-Lite0, 96 pixels).
         self.model = model.to(memory_format=torch.channels_last)
-        self.num_features: int = model.head_hidden_size  # type: ignore[assignment]  # an int on every timm model
+        # An int on every timm model; a few had no head_hidden_size in 1.0.12.
+        self.num_features: int = getattr(model, "head_hidden_size", model.num_features)  # type: ignore[arg-type]
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
