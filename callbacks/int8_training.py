@@ -1,14 +1,12 @@
 """INT8 matrix products in training, for GPUs that have no FP8. Experimental."""
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
 
-from zoo.precision.layers import IGNORED, choose_layers, require, swap_layers
+from zoo.precision.layers import IGNORED, choose_layers, find_part, no_layers, require, swap_layers, words
 
 MULTIPLE = 16
 
@@ -38,14 +36,14 @@ class Int8Training(Callback):
     def __init__(
         self,
         part: str | None = None,
-        ignore: Sequence[str] = IGNORED,
+        ignore: str | Sequence[str] = IGNORED,
         output: bool = True,
         grad_input: bool = True,
         grad_weight: bool = True,
     ) -> None:
         require("torchao", "Int8Training", "float8", "precision='bf16-mixed'")
         self.part = part
-        self.ignore = tuple(ignore)
+        self.ignore = words(ignore)
         self.output = output
         self.grad_input = grad_input
         self.grad_weight = grad_weight
@@ -58,15 +56,13 @@ class Int8Training(Callback):
         from torchao.prototype.quantized_training.int8_mixed_precision import Int8MixedPrecisionTrainingLinear
         from torchao.quantization import quantize_
 
-        module: nn.Module = attrgetter(self.part)(pl_module) if self.part else pl_module
+        module = find_part(pl_module, self.part, "Int8Training")
         choice = choose_layers(module, self.ignore, MULTIPLE)
         if not choice.chosen:
             if any(isinstance(layer, Int8MixedPrecisionTrainingLinear) for layer in module.modules()):
                 return
-            raise ValueError(
-                f"{type(module).__name__} has no linear layer to train in int8 (kept: {choice.reasons()}). Use "
-                "precision='bf16-mixed'; for convolutional networks that is the way to speed."
-            )
+            advice = "Use precision='bf16-mixed'; for convolutional networks that is the way to speed."
+            raise no_layers(module, choice, "to train in int8", advice)
         report = choice.describe(module)
         config = Int8MixedPrecisionTrainingConfig(self.output, self.grad_input, self.grad_weight, module_swap=True)
         swap_layers(module, choice, lambda chosen: quantize_(module, config, filter_fn=chosen))

@@ -1,7 +1,6 @@
 """Quantisation-aware training: learn weights that bear 4 bits. Experimental."""
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from zoo.precision.layers import IGNORED, choose_layers, require, swap_layers
+from zoo.precision.layers import IGNORED, SHARDED, choose_layers, find_part, no_layers, require, swap_layers, words
 
 
 class QAT(Callback):
@@ -27,7 +26,7 @@ class QAT(Callback):
         ignore: Beginnings of names of layers that stay as they are.
 
     Raises:
-        ValueError: If an argument is out of range or no layer can be converted.
+        ValueError: If an argument is out of range, no layer can be converted, or the strategy shards them before.
         ModuleNotFoundError: If torchao is not installed.
 
     Source:
@@ -40,7 +39,7 @@ class QAT(Callback):
         part: str | None = None,
         group_size: int = 32,
         start_epoch: int = 0,
-        ignore: Sequence[str] = IGNORED,
+        ignore: str | Sequence[str] = IGNORED,
     ) -> None:
         if group_size < 1 or start_epoch < 0:
             raise ValueError(f"group_size={group_size} must be positive, start_epoch={start_epoch} not negative.")
@@ -48,20 +47,24 @@ class QAT(Callback):
         self.part = part
         self.group_size = group_size
         self.start_epoch = start_epoch
-        self.ignore = tuple(ignore)
+        self.ignore = words(ignore)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Prepare what rounds from the beginning on."""
-        if stage != "fit" or self.start_epoch == 0:
-            self.prepare(pl_module)
+        if self.start_epoch > 0 and type(trainer.strategy).__name__ in SHARDED:
+            raise ValueError(
+                f"QAT converts layers, which {type(trainer.strategy).__name__} has sharded by epoch "
+                f"start_epoch={self.start_epoch}: use start_epoch=0, or strategy='ddp'."
+            )
+        self.prepare(pl_module, convert=stage != "fit" or self.start_epoch == 0)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Prepare when the time has come, also in a run that resumes later than that."""
         if trainer.current_epoch >= self.start_epoch:
             self.prepare(pl_module)
 
-    def prepare(self, pl_module: Any) -> None:
-        """Let the layers round; a second call finds nothing left to do."""
+    def prepare(self, pl_module: Any, convert: bool = True) -> None:
+        """Let the layers round, or only see whether they can; a second call finds nothing left to do."""
         from torchao.quantization import quantize_
         from torchao.quantization.qat import QATConfig
         from torchao.quantization.qat.linear import FakeQuantizedLinear
@@ -71,10 +74,10 @@ class QAT(Callback):
         if not choice.chosen:
             if any(isinstance(layer, FakeQuantizedLinear) for layer in module.modules()):
                 return
-            raise ValueError(
-                f"{type(module).__name__} has no linear layer with inputs in groups of {self.group_size} (kept: "
-                f"{choice.reasons()}): use another group_size."
-            )
+            purpose = f"with inputs in groups of {self.group_size}"
+            raise no_layers(module, choice, purpose, "Use another group_size.")
+        if not convert:
+            return
         report, config = choice.describe(module), QATConfig(self._base(), step="prepare")
         swap_layers(module, choice, lambda chosen: quantize_(module, config, filter_fn=chosen))
         rank_zero_info(f"QAT, int4 weights in groups of {self.group_size}: {report}; the bytes stay the same.")
@@ -87,8 +90,7 @@ class QAT(Callback):
         quantize_(self._module(pl_module), QATConfig(self._base(), step="convert"))
 
     def _module(self, pl_module: Any) -> nn.Module:
-        module: nn.Module = attrgetter(self.part)(pl_module) if self.part else pl_module
-        return module
+        return find_part(pl_module, self.part, "QAT")
 
     def _base(self) -> Any:
         """Return the quantisation that is aimed at."""

@@ -1,11 +1,9 @@
 """A frozen part of a module in 8 or 4 bits."""
 
-from operator import attrgetter
 from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
 
 from zoo.precision.frozen import (
     Library,
@@ -16,9 +14,7 @@ from zoo.precision.frozen import (
     quantize_frozen,
     save_quantization,
 )
-from zoo.precision.layers import IGNORED
-
-SHARDED = ("ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy")
+from zoo.precision.layers import IGNORED, SHARDED, find_part, words
 
 
 class QuantizeFrozen(Callback):
@@ -40,8 +36,8 @@ class QuantizeFrozen(Callback):
         library: "bitsandbytes" or "torchao". Default: the first that is installed and serves the mode.
 
     Raises:
-        ValueError: If the part trains, has no linear layer, is quantised in another way, or the strategy shards.
-        AttributeError: If the module has no such part.
+        ValueError: If the module has no such part, the part trains, has no linear layer, is quantised in another way,
+            or the strategy shards.
         ModuleNotFoundError: If the library is not installed.
 
     Source:
@@ -53,12 +49,12 @@ class QuantizeFrozen(Callback):
         self,
         mode: Mode = "int8",
         part: str = "backbone",
-        keep: tuple[str, ...] | list[str] = IGNORED,
+        keep: str | tuple[str, ...] | list[str] = IGNORED,
         library: Library | None = None,
     ) -> None:
         self.mode = mode
         self.part = part
-        self.keep = list(keep)
+        self.keep = list(words(keep))
         self.library = find_library(mode, library)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -68,20 +64,22 @@ class QuantizeFrozen(Callback):
                 f"QuantizeFrozen packs weights, which {type(trainer.strategy).__name__} cannot shard: use "
                 "strategy='ddp', or one device."
             )
-        try:
-            part: nn.Module = attrgetter(self.part)(pl_module)
-        except AttributeError as error:
-            parts = ", ".join(name for name, _ in pl_module.named_children())
-            raise AttributeError(
-                f"{type(pl_module).__name__} has no part {self.part!r}; it has {parts or 'none'}. Give one of them as "
-                "QuantizeFrozen(part=...)."
-            ) from error
+        part = find_part(pl_module, self.part, "QuantizeFrozen")
         done = quantizations(pl_module).get(self.part)
         if done is None:
             report = quantize_frozen(part, self.mode, self.keep, self.library, trainer.strategy.root_device)
             rank_zero_info(f"QuantizeFrozen, {self.part}: {report}")
         elif (done["mode"], done["keep"], done["library"]) != (self.mode, self.keep, self.library):
             raise ValueError(f"{self.part} is quantised already, as {done}: build the module anew for another mode.")
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Check, once an epoch, that nothing woke the part: its biases would train on weights that cannot."""
+        part = find_part(pl_module, self.part, "QuantizeFrozen")
+        if batch_idx == 0 and any(parameter.requires_grad for parameter in part.parameters()):
+            raise ValueError(
+                f"{self.part} of {type(pl_module).__name__} is quantised and was unfrozen in epoch "
+                f"{trainer.current_epoch}: leave QuantizeFrozen out, or keep the part frozen."
+            )
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Note what was done, also where the module does not."""

@@ -99,6 +99,19 @@ def test_rows_come_in_their_order_where_they_can(home):
     assert calls() == [f"{row} {seed} fresh" for seed in (0, 2) for row in ("high", "low")]
 
 
+def test_a_row_runs_anew_with_the_row_that_it_starts_from(home):
+    chain()
+    assert main(["reproduce", "x", "--seeds", "1"]) == 0
+    calls()
+    path = catalogue.CONFIGS / "claims/x.yaml"
+    path.write_text(path.read_text().replace("--model.level=9", "--model.level=8"))
+    assert main(["reproduce", "x", "--seeds", "1"]) == 0
+    assert calls() == ["high 0 fresh", "low 0 fresh"]
+    path.write_text(path.read_text().replace("--model.level=7", "--model.level=6"))
+    assert main(["reproduce", "x", "--seeds", "1"]) == 0
+    assert calls() == ["low 0 fresh"]
+
+
 def test_a_row_fails_with_the_row_that_it_starts_from(home, capsys):
     chain()
     play(high_0="fail")

@@ -549,6 +549,12 @@ def test_a_frozen_encoder_takes_the_weights_of_a_base_session(tmp_path: Path) ->
     assert frozen.backbone.quantization["mode"] == "int8"
 
 
+def test_a_base_session_is_not_continued_with_its_encoder_frozen(tmp_path: Path) -> None:
+    fit(make_module(**{**VIT, "train_backbone": True}), make_data(), folder=tmp_path)
+    with pytest.raises(ValueError, match="give the file as checkpoint_path of the model instead"):
+        fit(make_module(**VIT), make_data(), QuantizeFrozen(), ckpt_path=str(tmp_path / "epoch=1.ckpt"))
+
+
 def test_an_encoder_that_trains_is_not_quantised() -> None:
     with pytest.raises(ValueError, match="has parameters that train"):
         fit(make_module(**{**VIT, "train_backbone": True}), make_data(), QuantizeFrozen())

@@ -50,6 +50,7 @@ FREEZE = {
         *("--model.train_backbone", "false", "--model.tricks", '["prototypes", "pseudo_classes"]'),
         *("--model.backbone", "vit_tiny_patch16_224", "--model.backbone_args", '{"img_size": 32}'),
     ],
+    "ImageClassifier": ["--model.mode", "linear_probe"],
     "SequentialFineTuning": ["--model.train_backbone", "false"],
 }
 STRATEGIES = {
@@ -99,7 +100,7 @@ def row_of(method: str) -> Row:
     recipe = recipe_of(method)
     cli = build(recipe)
     parts = [name for name in ("teacher", "backbone") if hasattr(cli.model, name)]
-    return Row(method, recipe, twin(cli), parts[0])
+    return Row(method, recipe, twin(cli), parts[0] if parts else "backbone")
 
 
 def run_cell(method: str, precision: str, strategy: str) -> str:
@@ -182,8 +183,8 @@ HEAD = """# What runs at which precision
 Every method, by one of its recipes on a small network and synthetic images, at every precision under every strategy, on
 CPUs: two processes where there are several. `yes`: it trains, evaluates and saves; all processes end with the same
 weights. A number: it is refused before training, for the reason below. `float8` is emulated; `frozen int8` is
-`QuantizeFrozen` on the teacher or backbone, with `train_backbone=False` (and a transformer) where a method can train
-its own; `16-mixed` is given as a plugin, because Lightning takes the name for bfloat16 on a CPU. Written by
+`QuantizeFrozen` on the teacher or backbone, which is frozen where a method can train it (`train_backbone=False`, or a
+linear probe); `16-mixed` is given as a plugin, because Lightning takes the name for bfloat16 on a CPU. Written by
 `pytest -m slow tests/precision/test_matrix.py`; what the words mean stands in [precision](precision.md).
 """
 UNUSED = "`yes`, with `ddp_find_unused_parameters_true`"

@@ -199,12 +199,56 @@ def test_a_head_learns_on_a_quantised_part_and_resumes(tmp_path: Path, caplog: p
 def test_what_the_callback_refuses_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has parameters that train"):
         quiet(tmp_path, callbacks=QuantizeFrozen(part="net")).fit(Classifier(), loader())
-    with pytest.raises(AttributeError, match="has no part 'encoder'; it has net, head"):
+    with pytest.raises(ValueError, match="has no part 'encoder'; it has net, head"):
         quiet(tmp_path, callbacks=QuantizeFrozen(part="encoder")).fit(Classifier(), loader())
     trainer = quiet(tmp_path)
     trainer.strategy.__class__ = type("ModelParallelStrategy", (type(trainer.strategy),), {})
     with pytest.raises(ValueError, match="packs weights, which ModelParallelStrategy cannot shard: use strategy='ddp'"):
         QuantizeFrozen(part="net").setup(trainer, Frozen(), "fit")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_part_that_wakes_in_the_middle_of_a_fit_is_refused(tmp_path: Path) -> None:
+    class Sleeper(Frozen):
+        def on_train_epoch_start(self) -> None:
+            self.net.requires_grad_(self.current_epoch == 1)
+
+    trainer = quiet(tmp_path, max_epochs=3, callbacks=QuantizeFrozen(part="net"))
+    with pytest.raises(ValueError, match="net of Sleeper is quantised and was unfrozen in epoch 1"):
+        trainer.fit(Sleeper(), loader())
+
+
+def test_one_linear_layer_is_no_part(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"QuantizeFrozen\(part='net\.0'\) is a linear layer itself"):
+        quiet(tmp_path, callbacks=QuantizeFrozen(part="net.0")).fit(Frozen(), loader())
+    with pytest.raises(ValueError, match="A linear layer cannot be replaced in itself"):
+        quantize_frozen(frozen(nn.Linear(64, 64))[0])
+
+
+def test_one_name_to_keep_is_one_name() -> None:
+    assert QuantizeFrozen(keep="head").keep == ["head"]
+    network = frozen(nn.Linear(64, 64), nn.Linear(64, 64))
+    quantize_frozen(network, keep="1")
+    assert [isinstance(layer, QuantizedLinear) for layer in network] == [True, False]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", [zoo.SequentialFineTuning, zoo.ExperienceReplay])
+def test_a_head_on_a_quantised_network_quantises_itself_again(method: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(create_backbone("test_vit", False).model.state_dict(), tmp_path / "vit.pth")
+    module = method(
+        4, backbone="test_vit", pretrained=False, checkpoint_path=str(tmp_path / "vit.pth"), train_backbone=False
+    )
+    data = ClassIncrementalDataModule(
+        Synthetic(num_classes=4, image_size=160, train_per_class=2, test_per_class=1), num_tasks=2, batch_size=4
+    )
+    trainer = quiet(tmp_path, max_epochs=2, callbacks=[TaskLoop(), QuantizeFrozen()])
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "done.ckpt")
+    loaded = method.load_from_checkpoint(tmp_path / "done.ckpt").eval()
+    images = torch.rand(2, 3, 160, 160)
+    assert torch.equal(loaded(images), module.eval()(images))
 
 
 def test_trained_prompts_below_a_dynamic_part_are_refused(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_int8_products_are_near_and_parameters_stay(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.INFO):
         callback.setup(None, module, "fit")
         callback.setup(None, module, "fit")
-    assert caplog.messages == [
+    assert [message for message in caplog.messages if "Int8Training" in message] == [
         "Int8Training: 2 of 3 linear layers, 96% of the parameters; kept: 1 ignored; the bytes stay the same."
     ]
     assert {name: id(parameter) for name, parameter in module.named_parameters()} == names
@@ -150,10 +150,34 @@ def test_rounding_starts_on_time_and_becomes_real(tmp_path: Path) -> None:
 
 
 def test_qat_refuses_what_it_cannot_group() -> None:
-    with pytest.raises(ValueError, match=r"inputs in groups of 48 .kept: 1 ignored, 2 too small.: use another"):
+    with pytest.raises(ValueError, match=r"inputs in groups of 48 .kept: 1 ignored, 2 too small.\. Use another"):
         QAT(group_size=48).setup(None, Classifier(), "fit")
     with pytest.raises(ValueError, match="group_size=0 must be positive"):
         QAT(group_size=0)
+
+
+def test_a_second_conversion_of_the_same_layers_is_refused_before_training(tmp_path: Path) -> None:
+    for callbacks in ([Int8Training(), QAT(start_epoch=1)], [QAT(), Int8Training()]):
+        module = Classifier()
+        with pytest.raises(ValueError, match=r"2 converted already, to \w+, 1 ignored.\. Another plugin or callback"):
+            quiet(tmp_path, callbacks=callbacks, max_epochs=2).fit(module, loader())
+        assert not module.trainer.global_step
+    plugin = zoo.precision.Float8Precision(emulate=True)
+    with pytest.raises(ValueError, match="converted already, to Float8Linear"):
+        quiet(tmp_path, callbacks=QAT(start_epoch=1), plugins=plugin, max_epochs=2).fit(Classifier(), loader())
+
+
+def test_late_rounding_of_sharded_layers_is_refused_before_training(tmp_path: Path) -> None:
+    trainer = quiet(tmp_path)
+    trainer.strategy.__class__ = type("ModelParallelStrategy", (type(trainer.strategy),), {})
+    with pytest.raises(ValueError, match="ModelParallelStrategy has sharded by epoch start_epoch=1: use start_epoch=0"):
+        QAT(start_epoch=1).setup(trainer, Classifier(), "fit")
+
+
+@pytest.mark.parametrize("callback", [QAT, Int8Training])
+def test_a_part_that_is_not_there_is_named(callback: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"has no part 'encoder'; it has net, head.*{callback.__name__}\(part"):
+        quiet(tmp_path, callbacks=callback(part="encoder")).fit(Classifier(), loader())
 
 
 def test_an_absent_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.plugins import BitsandbytesPrecision, HalfPrecision
 from torch import nn
 
+import zoo
 from zoo.precision import check_bitsandbytes
 
 
@@ -62,6 +63,41 @@ def test_the_rest_passes() -> None:
     check_bitsandbytes(HalfPrecision("bf16-true"), network())
     whole = nn.Sequential(nn.Linear(8, 8)).half()
     check_bitsandbytes(plugin("int8-training", set()), whole)
+
+
+def test_only_what_stays_has_to_have_the_type_of_the_inputs() -> None:
+    whole = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 8)).requires_grad_(False)
+    check_bitsandbytes(plugin("nf4", set(), torch.bfloat16), whole)
+    with pytest.raises(ValueError, match="int8 has no other type, so make the module half"):
+        check_bitsandbytes(plugin("int8-training", {"norm"}), nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)))
+
+
+def test_attention_that_reads_the_weight_is_refused() -> None:
+    block = nn.TransformerEncoderLayer(64, 4, batch_first=True).requires_grad_(False).eval()
+    with pytest.raises(ValueError, match=r"would pack self_attn\.out_proj, of which nn\.MultiheadAttention reads"):
+        check_bitsandbytes(plugin("nf4", set(), torch.float32), block)
+    check_bitsandbytes(plugin("nf4", {"self_attn"}, torch.float32), block)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_means_of_packed_features_load_only_where_they_are_packed() -> None:
+    def learner() -> zoo.NMC:
+        torch.manual_seed(0)
+        backbone = zoo.nn.create_backbone("test_vit", pretrained=False)
+        return zoo.NMC(3, backbone=backbone)
+
+    packed, plain = learner(), learner()
+    chosen = plugin("nf4", set(), torch.float32)
+    check_bitsandbytes(chosen, packed)
+    chosen.convert_module(packed)
+    checkpoint: dict[str, Any] = {"state_dict": packed.state_dict()}
+    packed.on_save_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match="backbone was packed by Lightning's BitsandbytesPrecision"):
+        plain.on_load_checkpoint(checkpoint)
+    unpacked: dict[str, Any] = {"state_dict": plain.state_dict()}
+    plain.on_save_checkpoint(unpacked)
+    with pytest.raises(ValueError, match="is quantised, and was not in the run of the checkpoint"):
+        packed.on_load_checkpoint(unpacked)
 
 
 def test_many_layers_are_counted() -> None:

@@ -189,10 +189,20 @@ class Claim:
         """Return the options of ``zoo fit`` for one run, without the recipe."""
         return [option.replace("{seed}", str(seed)) for option in (*run.overrides, *self.seed_options)]
 
+    def starts_from(self, run: Run, seed: int) -> list[Run]:
+        """Return the rows above a row whose folders, of the same seed, its options name."""
+        above = self.runs[: self.runs.index(run)]
+        folders = {row.name: f"/{self.name}/{row.name}/seed{seed}/" for row in above}
+        return [row for row in above if any(folders[row.name] in option for option in self.options(run, seed))]
+
     def settings(self, run: Run, seed: int) -> str:
-        """Return a short hash of all that a run computes: the recipe's content, comments aside, and the options."""
+        """Return a short hash of all that a run computes: the recipe's content, comments aside, and the options.
+
+        And those of the rows that it starts from: where one of them changes, it is another run.
+        """
         recipe = yaml.safe_load(find_recipe(run.recipe).read_text(encoding="utf-8"))
-        text = json.dumps([recipe, self.options(run, seed)], sort_keys=True, default=str)
+        start = [self.settings(row, seed) for row in self.starts_from(run, seed)]
+        text = json.dumps([recipe, self.options(run, seed), *start], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

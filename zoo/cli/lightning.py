@@ -421,5 +421,6 @@ def same_class(path: str, other: str) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return nested namespaces as dicts, for a comparison."""
-    return value.as_dict() if hasattr(value, "as_dict") else value
+    """Return nested namespaces as dicts and tuples as lists, for a comparison."""
+    value = value.as_dict() if hasattr(value, "as_dict") else value
+    return list(value) if isinstance(value, tuple) else value

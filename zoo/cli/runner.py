@@ -82,7 +82,7 @@ class Job:
 
     def needs(self, other: "Job") -> bool:
         """Say whether the run starts from what another leaves in its folder."""
-        return any(f"{other.folder.as_posix()}/" in option for option in self.options())
+        return other.seed == self.seed and other.run in self.claim.starts_from(self.run, self.seed)
 
     @property
     def checkpoint(self) -> Path:
@@ -120,7 +120,7 @@ class Runner:
         A job that starts from the checkpoint of one before it waits for that, and fails where that failed. When the
         caller stops early, or on Ctrl-C, the runs under way are told to stop, and waited for.
         """
-        waiting = {job.folder: (job, [other for other in jobs[:i] if job.needs(other)]) for i, job in enumerate(jobs)}
+        waiting = {job.folder: (job, [other for other in jobs if job.needs(other)]) for job in jobs}
         running: dict[Future[Record | RunFailedError], Job] = {}
         outcomes: dict[Path, Record | RunFailedError] = {}
         with ThreadPoolExecutor(self.jobs) as pool:

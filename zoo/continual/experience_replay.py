@@ -166,6 +166,7 @@ class ExperienceReplay(SequentialFineTuning):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the memory."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["memory"] = self.memory.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from zoo.continual.learner import StreamLearner, stream_of
 from zoo.continual.prompt_learner import ScheduleCallable
 from zoo.functional import Task, task_cross_entropy
 from zoo.nn import QuarterCosine, check_state, create_backbone, freeze
+from zoo.precision import restore_quantization, save_quantization
 
 
 class SequentialFineTuning(StreamLearner):
@@ -119,6 +120,11 @@ class SequentialFineTuning(StreamLearner):
         optimizer = self.make_optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
         return [optimizer], [self.make_schedule(optimizer, self.datamodule.task.epochs)]
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note whether the network is quantised."""
+        save_quantization(self, checkpoint)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits."""
+        restore_quantization(self, checkpoint)
         check_state(self, checkpoint["state_dict"])

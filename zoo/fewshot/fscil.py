@@ -37,7 +37,14 @@ from zoo.fewshot.prototypes import AssignedPrototypes, Neck, PrototypeKind, dot_
 from zoo.fewshot.pseudo_classes import PseudoClasses, PseudoClassName
 from zoo.fewshot.rotation import RotationHead
 from zoo.fewshot.subnet import Subnet, SubnetPart, SubnetScore
-from zoo.fewshot.tricks import Trick, check_positive, check_same_tricks, check_sessions, check_tricks
+from zoo.fewshot.tricks import (
+    Trick,
+    check_positive,
+    check_same_backbone,
+    check_same_tricks,
+    check_sessions,
+    check_tricks,
+)
 from zoo.functional import Task
 from zoo.metrics import few_shot_figures
 from zoo.nn import ClassMeans, CosineWithWarmup, check_state, create_backbone, drop_part, freeze, restore_part
@@ -502,9 +509,11 @@ class FewShotClassIncremental(StreamLearner):
             ValueError: If it has other tricks or another shape, belongs to another class, or to features of another
                 precision.
         """
-        restore_quantization(self, checkpoint, exact=True)
         state = checkpoint["state_dict"]
         saved = checkpoint.get("hyper_parameters", {})
+        if "session" in state and int(state["session"]) == 0:
+            check_same_backbone(self.options.train_backbone, saved.get("train_backbone", True))
+        restore_quantization(self, checkpoint, exact=True)
         if "tricks" in saved and "session" in state:
             in_base_session = int(state["session"]) == 0
             check_same_tricks(self.tricks, saved["tricks"] or (), in_base_session)

@@ -59,6 +59,24 @@ def check_same_tricks(tricks: frozenset[str], saved: Iterable[str], in_base_sess
         )
 
 
+def check_same_backbone(trains: bool, trained: bool) -> None:
+    """Check that a run may go on from a checkpoint of the base session.
+
+    Args:
+        trains: Whether the run trains its encoder.
+        trained: Whether the one of the checkpoint did.
+
+    Raises:
+        ValueError: If one does and the other does not: the base session's optimizer and class means do not fit.
+    """
+    if trains != trained:
+        raise ValueError(
+            f"The checkpoint is of a base session with train_backbone={trained}, this run has {trains}. To go on from "
+            "a trained encoder that is frozen, give the file as checkpoint_path of the model instead, and learn the "
+            "base session's class means anew (base_epochs=1)."
+        )
+
+
 def check_sessions(tasks: Sequence[Task], num_classes: int, pretraining_epochs: int) -> None:
     """Check that a stream is one of sessions with new classes each.
 

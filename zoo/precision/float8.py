@@ -18,7 +18,16 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from zoo.precision.layers import IGNORED, LayerChoice, choose_layers, megabytes, require, swap_layers
+from zoo.precision.layers import (
+    IGNORED,
+    LayerChoice,
+    choose_layers,
+    megabytes,
+    no_layers,
+    require,
+    swap_layers,
+    words,
+)
 
 Recipe = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
 Compute = Literal["bf16-mixed", "bf16-true", "32-true"]
@@ -62,7 +71,7 @@ class Float8Precision(Precision):
         self,
         recipe: Recipe = "tensorwise",
         compute: Compute = "bf16-mixed",
-        ignore: Sequence[str] = IGNORED,
+        ignore: str | Sequence[str] = IGNORED,
         min_features: int = 0,
         auto_filter: bool = False,
         pad: bool = False,
@@ -78,7 +87,7 @@ class Float8Precision(Precision):
             raise ValueError("auto_filter has no table for recipe='rowwise_with_gw_hp': use min_features instead.")
         self.recipe = recipe
         self.compute = compute
-        self.ignore = tuple(ignore)
+        self.ignore = words(ignore)
         self.min_features = min_features
         self.auto_filter = auto_filter
         self.pad = pad
@@ -151,10 +160,8 @@ class Float8Precision(Precision):
                 f"{type(module).__name__} was sharded before it was converted: call zoo.precision.shard, or "
                 "self.trainer.precision_plugin.convert(self) before fully_shard, in configure_model."
             )
-        raise ValueError(
-            f"{type(module).__name__} has no linear layer that FP8 suits (kept: {choice.reasons()}). Use "
-            "precision='bf16-mixed'; for convolutional networks that is the way to speed."
-        )
+        advice = "Use precision='bf16-mixed'; for convolutional networks that is the way to speed."
+        raise no_layers(module, choice, "that FP8 suits", advice)
 
     def _check_batches(self, module: nn.Module, choice: LayerChoice) -> None:
         """Let the first layer that trains look at the sizes of its inputs."""

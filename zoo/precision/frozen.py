@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from zoo.precision.layers import IGNORED, LayerChoice, choose_layers, megabytes
+from zoo.precision.layers import IGNORED, LayerChoice, choose_layers, megabytes, no_layers, words
 
 Mode = Literal["int8", "int8-dynamic", "nf4", "nf4-dq", "fp4", "fp4-dq"]
 Library = Literal["bitsandbytes", "torchao"]
@@ -32,12 +32,13 @@ LIBRARIES: dict[str, tuple[Library, ...]] = {  # the first is taken that is inst
 }
 EXTRAS = {"bitsandbytes": "quantization", "torchao": "float8"}
 KEY = "quantization"  # in checkpoints
+PLUGIN = "BitsandbytesPrecision"  # Lightning's, which packs layers by itself
 
 
 def quantize_frozen(
     module: nn.Module,
     mode: Mode = "int8",
-    keep: Sequence[str] = IGNORED,
+    keep: str | Sequence[str] = IGNORED,
     library: Library | None = None,
     device: torch.device | None = None,
 ) -> str:
@@ -59,15 +60,17 @@ def quantize_frozen(
         What was done, in one line.
 
     Raises:
-        ValueError: If a parameter trains, there is no layer to quantise, the module is quantised or sharded already, or
-            the library does not serve the mode.
+        ValueError: If a parameter trains, the module is one linear layer or has none, is quantised or sharded already,
+            or the library does not serve the mode.
         ModuleNotFoundError: If the library is not installed.
 
     Source:
         Dettmers et al., "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale", NeurIPS 2022; Dettmers et
         al., "QLoRA: Efficient Finetuning of Quantized LLMs", NeurIPS 2023.
     """
-    library = find_library(mode, library)
+    library, keep = find_library(mode, library), words(keep)
+    if isinstance(module, nn.Linear):
+        raise ValueError("A linear layer cannot be replaced in itself: quantise the module that holds it.")
     trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     if trained:
         raise ValueError(
@@ -113,10 +116,8 @@ def check_choice(module: nn.Module, choice: LayerChoice) -> None:
     if choice.kept["sharded"]:
         raise ValueError(f"{name} is sharded, and packed weights are not: use strategy='ddp', or one device.")
     if not choice.chosen:
-        raise ValueError(
-            f"{name} has no linear layer to quantise (kept: {choice.reasons()}). Convolutional networks have none: use "
-            "precision='bf16-true' to save memory."
-        )
+        advice = "Convolutional networks have none: use precision='bf16-true' to save memory."
+        raise no_layers(module, choice, "to quantise", advice)
 
 
 class QuantizedLinear(nn.Module):
@@ -290,8 +291,14 @@ def silence_bitsandbytes() -> None:
 
 
 def quantizations(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return what :func:`quantize_frozen` did to parts of a module, by their names."""
-    return {name: part.quantization for name, part in module.named_modules() if hasattr(part, "quantization")}
+    """Return what :func:`quantize_frozen`, or Lightning's plugin, did to parts of a module, by their names."""
+    done = {name: part.quantization for name, part in module.named_modules() if hasattr(part, "quantization")}
+    for name, part in module.named_children():
+        kinds = {type(layer) for layer in part.modules() if isinstance(layer, nn.Linear)}
+        packed = sorted(kind.__name__ for kind in kinds if kind.__module__.startswith(("bitsandbytes.", "lightning.")))
+        if packed:
+            done[name] = {"mode": ", ".join(packed), "keep": [], "library": PLUGIN, "weights": None}
+    return done
 
 
 def save_quantization(module: nn.Module, checkpoint: MutableMapping[str, Any]) -> None:
@@ -320,6 +327,11 @@ def restore_quantization(module: nn.Module, checkpoint: Mapping[str, Any], exact
     saved: dict[str, Any] = checkpoint.get(KEY, {})
     own = quantizations(module)
     for name, record in saved.items():
+        if name not in own and record["library"] == PLUGIN:
+            raise ValueError(
+                f"{name} was packed by Lightning's {PLUGIN} in the run of the checkpoint, whose state belongs to the "
+                "features of that precision: give the same plugin, or fit anew, with the callback QuantizeFrozen."
+            )
         if name not in own:
             report = quantize_frozen(module.get_submodule(name), record["mode"], record["keep"], record["library"])
             rank_zero_info(f"Quantised {name or type(module).__name__} as in the checkpoint: {report}")

@@ -4,12 +4,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 IGNORED = ("head", "fc_norm", "patch_embed", "prompt")
+CONVERTED = ("torchao.", "bitsandbytes.", "lightning.", "zoo.precision.")  # have layers that take others' places
+SHARDED = ("ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy")
 
 
 @dataclass
@@ -68,10 +71,13 @@ def choose_layers(
     inside = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, nn.MultiheadAttention))
     choice, counted = LayerChoice(), set()
     for name, layer in module.named_modules(remove_duplicate=False):
-        if not isinstance(layer, nn.Linear) or type(layer).__module__.startswith("torchao."):
-            continue  # not linear, or converted already
+        converted = type(layer).__module__.startswith(CONVERTED) and hasattr(layer, "in_features")
+        if not isinstance(layer, nn.Linear) and not converted:
+            continue
         sizes = (layer.in_features, layer.out_features)
-        if isinstance(layer.weight, DTensor):
+        if converted:
+            reason = f"converted already, to {type(layer).__name__}"
+        elif isinstance(layer.weight, DTensor):
             reason = "sharded"
         elif any(part.startswith(tuple(ignore)) for part in name.split(".")):
             reason = "ignored"
@@ -100,6 +106,45 @@ def refuse_hooks(name: str, layer: nn.Module) -> None:
             f"{name} has hooks, which would be lost when the layer is converted: remove them, register them later, or "
             "name the layer in ignore."
         )
+
+
+def no_layers(module: nn.Module, choice: LayerChoice, purpose: str, advice: str) -> ValueError:
+    """Return the error of a module that has nothing to convert; other advice if something else converted it.
+
+    Args:
+        module: The module.
+        choice: What was kept.
+        purpose: What the layers were to be.
+        advice: What to do.
+    """
+    if any(reason.startswith("converted") for reason in choice.kept):
+        advice = "Another plugin or callback converts the same layers: leave one of the two out."
+    return ValueError(f"{type(module).__name__} has no linear layer {purpose} (kept: {choice.reasons()}). {advice}")
+
+
+def find_part(module: nn.Module, name: str | None, user: str) -> nn.Module:
+    """Return a part of a module by its dotted name, or the module itself.
+
+    Raises:
+        ValueError: If it has no such part, naming those it has, or the part is one linear layer, which cannot be
+            replaced in itself.
+    """
+    try:
+        part: nn.Module = attrgetter(name)(module) if name else module
+    except AttributeError as error:
+        parts = ", ".join(child for child, _ in module.named_children())
+        raise ValueError(
+            f"{type(module).__name__} has no part {name!r}; it has {parts or 'none'}. Give one of them as "
+            f"{user}(part=...)."
+        ) from error
+    if isinstance(part, nn.Linear):
+        raise ValueError(f"{user}(part={name!r}) is a linear layer itself: give the part that holds it.")
+    return part
+
+
+def words(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Return names as a tuple; one name may be given by itself."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def swap_layers(

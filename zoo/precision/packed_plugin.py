@@ -22,8 +22,8 @@ def check_bitsandbytes(plugin: Any, module: nn.Module) -> None:
         module: The module that it is going to convert.
 
     Raises:
-        ValueError: If a layer that trains would be packed, a frozen parameter would train, or the layers that stay have
-            another type than their inputs will have.
+        ValueError: If a layer that trains would be packed, or one whose weight is read past it; if a frozen parameter
+            would train; or if the layers that stay have another type than their inputs will have.
     """
     if type(plugin).__name__ != "BitsandbytesPrecision":
         return
@@ -35,6 +35,8 @@ def check_bitsandbytes(plugin: Any, module: nn.Module) -> None:
     }
     trained = [name for name, layer in layers.items() if layer.weight.requires_grad]
     frozen = [name for name in layers if name not in trained]
+    attention = [name for name, part in module.named_modules() if isinstance(part, nn.MultiheadAttention)]
+    inside = [name for name in layers if name.startswith(tuple(f"{part}." for part in attention))]
     mode = plugin._linear_cls.__name__  # the plugin does not keep the mode
     if trained and mode != "_Linear8bitLt":
         raise ValueError(
@@ -47,12 +49,23 @@ def check_bitsandbytes(plugin: Any, module: nn.Module) -> None:
             f"BitsandbytesPrecision in its int8 modes would train the {what} of {named(frozen)}, which are frozen: "
             f"take mode='nf4' with dtype=torch.float32, {INSTEAD}."
         )
-    other = next((p.dtype for p in module.parameters() if p.is_floating_point() and p.dtype != plugin.dtype), None)
-    if other is not None:
+    if inside:
         raise ValueError(
-            f"BitsandbytesPrecision casts inputs to {plugin.dtype}, and layers that stay have parameters of {other}: "
-            f"give dtype={other} (4 bits only), {INSTEAD}."
+            f"BitsandbytesPrecision would pack {named(inside)}, of which nn.MultiheadAttention reads the weight past "
+            f"the layer: give their names as ignore_modules, {INSTEAD}."
         )
+    packed = {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
+    others = (p.dtype for p in module.parameters() if p.is_floating_point() and id(p) not in packed)
+    other = next((dtype for dtype in others if dtype != plugin.dtype), None)
+    if other is None:
+        return
+    casts = f"BitsandbytesPrecision casts inputs to {plugin.dtype}, and layers that stay have parameters of {other}: "
+    if "8" in mode:
+        raise ValueError(
+            f"{casts}int8 has no other type, so make the module half (module.half()), train by the callback "
+            "Int8Training, or pack a frozen part by QuantizeFrozen."
+        )
+    raise ValueError(f"{casts}give dtype={other}, {INSTEAD}.")
 
 
 def named(layers: list[str]) -> str:
