@@ -10,77 +10,14 @@ import lightning.pytorch as L
 import pytest
 import torch
 import torch.nn.functional as F
+from sessions import ALL, Snapshots, changed, class_means, fit, make_data, make_module
 from torchvision.transforms import v2
 
 import zoo
-from zoo.callbacks import QuantizeFrozen, StreamReport, TaskLoop
+from zoo.callbacks import StreamReport
 from zoo.datamodules import ClassIncrementalDataModule, FewShotIncrementalDataModule
 from zoo.datamodules.sources import Synthetic
 from zoo.fewshot.tricks import TRICKS
-
-NARROW = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "stem_type": "deep", "stem_width": 4}
-ALL = [trick for trick in TRICKS if trick != "larger_encoder"]
-
-
-def make_data(**kwargs) -> FewShotIncrementalDataModule:
-    source = Synthetic(num_classes=8, image_size=8, train_per_class=6, test_per_class=3)
-    settings = {"base_classes": 4, "ways": 2, "shots": 2, "batch_size": 12, "base_epochs": 2}
-    return FewShotIncrementalDataModule(source, **{**settings, **kwargs})
-
-
-def make_module(tricks=(), **kwargs) -> zoo.FewShotClassIncremental:
-    torch.manual_seed(1)
-    settings = {
-        "backbone": "resnet18", "backbone_args": NARROW, "larger_backbone": "test_resnet", "embedding_size": 24,
-        "projection_size": 8, "queue_size": 16, "pretraining_epochs": 1, "encoder_lr": 0.01,
-    }  # fmt: skip
-    return zoo.FewShotClassIncremental(8, tricks=list(tricks), **{**settings, **kwargs})
-
-
-class Snapshots(L.Callback):
-    """Remember the weights at the begin and the end of each session, and which rows got a gradient."""
-
-    def __init__(self) -> None:
-        self.begin, self.end, self.pulled = {}, {}, {}
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        state = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
-        self.begin.setdefault(trainer.datamodule.task.index, state)
-
-    def on_after_backward(self, trainer, pl_module) -> None:
-        grad = pl_module.classifier.weight.grad
-        if grad is not None:
-            rows = grad.abs().sum(dim=1).nonzero().flatten().tolist()
-            self.pulled.setdefault(trainer.datamodule.task.index, set()).update(rows)
-
-    def on_train_epoch_end(self, trainer, pl_module) -> None:
-        state = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
-        self.end[int(pl_module.session)] = state
-
-
-def fit(module, data, *callbacks, folder=None, ckpt_path=None, **kwargs) -> L.Trainer:
-    every = {"filename": "{epoch}", "save_top_k": -1, "save_last": True, "save_on_train_epoch_end": True}
-    saver = [L.callbacks.ModelCheckpoint(folder, **every)] if folder else []
-    trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[TaskLoop(), *callbacks, *saver], enable_checkpointing=folder is not None, **kwargs,
-    )  # fmt: skip
-    trainer.fit(module, data, ckpt_path=ckpt_path)
-    return trainer
-
-
-def class_means(module, data, session: int) -> torch.Tensor:
-    """Class means of the embeddings of a session's training images, by hand."""
-    view, module = data.train_set(session), module.eval()
-    images, labels = torch.stack([view[i][0] for i in range(len(view))]), view.labels
-    with torch.no_grad():
-        features = module.embed(module.backbone(images))
-    return torch.stack([features[labels == label].mean(dim=0) for label in data.session_classes(session)])
-
-
-def changed(before, after) -> set[str]:
-    return {name for name in before if not torch.equal(before[name], after[name])}
-
 
 # The baseline --------------------------------------------------------------------------------------------------------
 
@@ -492,75 +429,3 @@ def test_what_is_no_stream_is_refused() -> None:
         fit(make_module(), make_data(num_sessions=1))
     with pytest.raises(ValueError, match="pretraining_epochs=1 must be fewer than the 1 epochs"):
         fit(make_module(["pretraining"]), make_data(base_epochs=1))
-
-
-# A frozen encoder -----------------------------------------------------------------------------------------------------
-
-VIT = {"backbone": "test_vit", "backbone_args": {"img_size": 8, "patch_size": 4}, "train_backbone": False}
-
-
-def test_a_frozen_encoder_stays_as_it_is_and_the_rest_learns() -> None:
-    module, data, watch = make_module(["prototypes", "pseudo_classes"], **VIT), make_data(), Snapshots()
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    fit(module, data, watch)
-    moved = changed(before, module.state_dict())
-    assert any(name.startswith("neck.") for name in moved)
-    assert not any(name.startswith("backbone.") for name in moved)
-    assert not module.train().backbone.training
-    torch.testing.assert_close(
-        module.classifier.weight[: 2 * 4 : 2], class_means(module, data, 0), rtol=1e-4, atol=1e-5
-    )
-
-
-def test_a_quantised_encoder_learns_its_own_means_and_is_resumed(tmp_path: Path) -> None:
-    quantized, plain, data = make_module(**VIT), make_module(**VIT), make_data()
-    fit(quantized, data, QuantizeFrozen(), folder=tmp_path)
-    fit(plain, make_data())
-    images = torch.rand(6, 3, 8, 8)
-    features = quantized.backbone(images)
-    assert not torch.equal(features, plain.backbone(images))
-    torch.testing.assert_close(features, plain.backbone(images), rtol=0.1, atol=0.1)
-    for session in range(3):
-        classes = data.session_classes(session)
-        rows = quantized.classifier.weight[classes.start : classes.stop]
-        torch.testing.assert_close(rows, class_means(quantized, data, session), rtol=1e-2, atol=1e-2)
-
-    # Any checkpoint, the one in the middle too, ends at the same weights; the same encoder in full precision does not.
-    again = make_module(**VIT)
-    fit(again, make_data(), QuantizeFrozen(), ckpt_path=str(tmp_path / "epoch=2.ckpt"))
-    assert not changed(quantized.state_dict(), again.state_dict())
-    loaded = make_module(**VIT)
-    restored = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    loaded.on_load_checkpoint(restored)
-    loaded.load_state_dict(restored["state_dict"])
-    torch.testing.assert_close(loaded.eval()(images), quantized.eval()(images))
-    fit(plain, make_data(), folder=tmp_path / "plain")
-    with pytest.raises(ValueError, match="is quantised, and was not in the run of the checkpoint"):
-        fit(make_module(**VIT), make_data(), QuantizeFrozen(), ckpt_path=str(tmp_path / "plain" / "epoch=2.ckpt"))
-
-
-def test_a_frozen_encoder_takes_the_weights_of_a_base_session(tmp_path: Path) -> None:
-    trained = make_module(**{**VIT, "train_backbone": True})
-    fit(trained, make_data(), folder=tmp_path)
-    frozen = make_module(**VIT, checkpoint_path=str(tmp_path / "epoch=1.ckpt"))
-    fit(frozen, make_data(base_epochs=1), QuantizeFrozen())
-    images = torch.rand(6, 3, 8, 8)
-    torch.testing.assert_close(frozen.eval()(images), trained.eval()(images), rtol=0.1, atol=0.5)
-    assert frozen.backbone.quantization["mode"] == "int8"
-
-
-def test_a_base_session_is_not_continued_with_its_encoder_frozen(tmp_path: Path) -> None:
-    fit(make_module(**{**VIT, "train_backbone": True}), make_data(), folder=tmp_path)
-    with pytest.raises(ValueError, match="give the file as checkpoint_path of the model instead"):
-        fit(make_module(**VIT), make_data(), QuantizeFrozen(), ckpt_path=str(tmp_path / "epoch=1.ckpt"))
-
-
-def test_an_encoder_that_trains_is_not_quantised() -> None:
-    with pytest.raises(ValueError, match="has parameters that train"):
-        fit(make_module(**{**VIT, "train_backbone": True}), make_data(), QuantizeFrozen())
-
-
-@pytest.mark.parametrize("trick", ["contrastive", "finetuning", "pretraining", "rotation"])
-def test_tricks_that_train_a_frozen_encoder_are_refused(trick: str) -> None:
-    with pytest.raises(ValueError, match=f"The tricks {trick} train the encoder"):
-        make_module([trick], **VIT)

@@ -28,7 +28,7 @@ Route: TypeAlias = Literal["auto", "matmul", "fft"]
 Downsampling: TypeAlias = Literal["fourier", "lanczos", "bicubic", "bilinear"]
 
 LARGEST_FOR_MATMUL = 64 * 64  # pixels of an image up to which matrices were faster than the transform on a CPU
-PIXELS_IN_CACHE = 2**19  # large batches go through a CPU in parts of this many: three times as fast at 224 pixels
+PIXELS_IN_CACHE = 2**18  # large batches go through a CPU in parts of this many: three times as fast at 224 pixels
 
 
 def low_frequency_crop(
@@ -79,9 +79,15 @@ def low_frequency_crop(
     # An accelerator multiplies matrices faster than anything else, and some know no complex numbers.
     small = not on_cpu or height * width <= LARGEST_FOR_MATMUL or not len(exact)
     crop = by_matmul if route == "matmul" or (route == "auto" and small) else by_fft
-    parts = torch.split(exact, max(1, PIXELS_IN_CACHE // (height * width))) if on_cpu else (exact,)
+    at_once = max(1, PIXELS_IN_CACHE // (height * width)) if on_cpu else max(1, len(exact))
     with torch.autocast(images.device.type, enabled=False):  # would round the matrices to bfloat16: errors of 1 %
-        cropped = torch.cat([crop(part, rows, columns, nyquist) for part in parts])
+        if len(exact) <= at_once:
+            cropped = crop(exact, rows, columns, nyquist)
+        else:  # written part by part: memory that is asked for anew costs more here than the arithmetic
+            cropped = exact.new_empty(len(exact), rows, columns)
+            for first in range(0, len(exact), at_once):
+                part = slice(first, first + at_once)
+                cropped[part] = crop(exact[part], rows, columns, nyquist)
     cropped = cropped.reshape(*images.shape[:-2], rows, columns).to(images.dtype)
     return cropped.contiguous(memory_format=torch.channels_last) if channels_last else cropped
 
