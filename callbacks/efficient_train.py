@@ -13,11 +13,11 @@ What differs from the scripts: one process trains all stages, so the learning ra
 the crop acts on the batch on its device, after the module's and the datamodule's own hooks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from inspect import signature
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -29,10 +29,16 @@ from torch import Tensor, nn
 from zoo.callbacks.position_tables import PositionTables
 from zoo.callbacks.trial import refusal, run_once, tensors_of, without_trace
 from zoo.functional import downsample
+from zoo.functional.choices import check_choice
 from zoo.functional.curriculum import PRESETS, Scale, Stage, curriculum, equivalent_epochs, stage_at, with_epochs
-from zoo.functional.low_frequency import Downsampling, Nyquist
+from zoo.functional.low_frequency import Downsampling
 
 PUBLISHED_BUDGET = 200  # equivalent epochs of EfficientTrain++
+
+EvenWindow: TypeAlias = Literal["official", "symmetric"]
+Positions: TypeAlias = Literal["dynamic", "resample"]
+Evaluation: TypeAlias = Literal["full", "stage"]
+Check: TypeAlias = Literal["forward", "backward", False]
 
 
 class EfficientTrain(Callback):
@@ -43,8 +49,8 @@ class EfficientTrain(Callback):
     alone, so there is no state, and a resumed run goes on in mid-curriculum.
 
     Before the first step the module runs once on the first batch at every size, the largest first: a size that the
-    network cannot take, or that does not fit into memory, shows in the first minute and not in the last fifth of the
-    training. Gradients, buffers, and the random state stay as they are.
+    network cannot take shows in the first minute and not in the last fifth of the training. Gradients, buffers, and the
+    random state stay as they are. A module whose ``forward`` does not take images alone is trained without this trial.
 
     RandAugment grows with the stages if the training transform has a part with ``set_magnitude``
     (:class:`zoo.datamodules.ScheduledRandAugment`): it is found in ``trainer.datamodule.train_transform``, or handed
@@ -59,7 +65,8 @@ class EfficientTrain(Callback):
         base_size: Side of the full-size images in pixels; of the shorter side where they are no squares.
         mode: How images are made smaller: "fourier", the low-frequency crop; "lanczos", as in EfficientTrain++;
             "bicubic"; "bilinear"; or None for whole images in every epoch, which leaves the schedule of RandAugment.
-        nyquist: See :func:`zoo.functional.low_frequency_crop`.
+        nyquist: "official" or "symmetric", see :func:`zoo.functional.low_frequency_crop`. (Sizes are even, so the odd
+            window fits none.)
         scale: See :func:`zoo.functional.curriculum`.
         divisor: See there. Sizes must be multiples of a vision transformer's patch.
         augment: The transform whose ``set_magnitude`` is called. Default: found as said above; False for none.
@@ -70,8 +77,9 @@ class EfficientTrain(Callback):
             optimizer's moments of them, at the start of a stage, as the official code does. It needs one process,
             ``evaluation="stage"``, and no averaging of weights.
         evaluation: "full" validates on whole images; "stage" on images of the stage's size, as the official code does.
-        check: What runs before the first step: "forward", "backward" (the gradient of the outputs too, which shows the
-            memory of a training step), or False.
+        check: What runs before the first step: "forward" (without gradient, so that it takes less memory than
+            training), "backward" (with the gradient of the outputs, which shows whether a training step fits into
+            memory), or False.
 
     Attributes:
         stages: The plan, known once fit has started.
@@ -97,15 +105,22 @@ class EfficientTrain(Callback):
         total: float | None = None,
         base_size: int = 224,
         mode: Downsampling | None = "fourier",
-        nyquist: Nyquist = "official",
+        nyquist: EvenWindow = "official",
         scale: Scale = "all",
         divisor: int | None = None,
         augment: Any | None = None,
         key: str | int | None = None,
-        positions: Literal["dynamic", "resample"] = "dynamic",
-        evaluation: Literal["full", "stage"] = "full",
-        check: Literal["forward", "backward", False] = "forward",
+        positions: Positions = "dynamic",
+        evaluation: Evaluation = "full",
+        check: Check = "forward",
     ) -> None:
+        if mode is not None:
+            check_choice("mode", mode, Downsampling)
+        check_choice("nyquist", nyquist, EvenWindow)
+        check_choice("scale", scale, Scale)
+        check_choice("positions", positions, Positions)
+        check_choice("evaluation", evaluation, Evaluation)
+        check_choice("check", check, Check)
         if isinstance(curriculum, str) and curriculum not in PRESETS:
             raise ValueError(f"curriculum={curriculum!r} is unknown; known are {', '.join(PRESETS)}, or give stages.")
         if not isinstance(curriculum, str) and total is not None:
@@ -118,7 +133,7 @@ class EfficientTrain(Callback):
         self.total = total
         self.base_size = base_size
         self.mode = mode
-        self.nyquist: Nyquist = nyquist
+        self.nyquist: EvenWindow = nyquist
         self.scale: Scale = scale
         self.divisor = divisor
         self.augment = augment
@@ -238,7 +253,7 @@ class EfficientTrain(Callback):
                 )
         if (own := getattr(self._augment, "magnitude", None)) is not None:
             self._undo.append(partial(self._augment.set_magnitude, own))  # type: ignore[union-attr]
-        self._set_magnitude(self._resumed_epoch)
+        self._set_magnitude(max(self._resumed_epoch, trainer.current_epoch))  # a second fit goes on where it was
         rank_zero_info("EfficientTrain\n%s", self.describe())
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -246,7 +261,7 @@ class EfficientTrain(Callback):
         stage = stage_at(self.stages, trainer.current_epoch)
         self._set_magnitude(trainer.current_epoch)
         if self._tables is not None:
-            self._tables.resize(stage.size, trainer.optimizers)
+            self._tables.resize(self.size(stage), trainer.optimizers)
         values = {"curriculum/size": float(self.size(stage))}
         if stage.magnitude is not None and self._augment is not None:
             values["curriculum/magnitude"] = float(stage.magnitude)
@@ -317,7 +332,8 @@ class EfficientTrain(Callback):
         """Find the images of a batch."""
         if self.key is not None:
             try:
-                batch = batch[self.key]
+                named = isinstance(self.key, str) and hasattr(batch, self.key) and not isinstance(batch, Mapping)
+                batch = getattr(batch, str(self.key)) if named else batch[self.key]
             except (KeyError, IndexError, TypeError) as error:
                 raise ValueError(f"key={self.key!r} is not in the batch, a {type(batch).__name__}.") from error
         for tensor in tensors_of(batch):
@@ -342,15 +358,18 @@ class EfficientTrain(Callback):
             rank_zero_warn("EfficientTrain cannot try the sizes: forward does not take images alone. check=False.")
             return
         with without_trace(pl_module):
-            for size in sorted({stage.size for stage in self.stages}, reverse=True):
+            for size in sorted({self.base_size, *(stage.size for stage in self.stages)}, reverse=True):
                 smaller = images if size == self.base_size else self.shrink(images, size)
                 try:
                     with self.tables_at(size), trainer.precision_plugin.forward_context():
                         run_once(pl_module, smaller, with_gradient=self.check == "backward")
-                except NotImplementedError:
-                    rank_zero_warn("EfficientTrain cannot try the sizes: the module has no forward. check=False.")
-                    return
                 except Exception as error:  # networks refuse a size by errors of every kind
+                    if size == self.base_size and not isinstance(error, torch.OutOfMemoryError):
+                        rank_zero_warn(  # forward is for something else, or there is none
+                            "EfficientTrain cannot try the sizes: the module does not take images as they are "
+                            f"({type(error).__name__}: {error}). check=False leaves this trial out."
+                        )
+                        return
                     raise ValueError(refusal(pl_module, smaller, error)) from error
 
     def tables_at(self, size: int) -> AbstractContextManager[None]:
@@ -372,6 +391,7 @@ class EfficientTrain(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Undo as after a fit: Lightning does not call ``teardown`` after an exception."""
+        self.on_fit_end(trainer, pl_module)
         self.teardown(trainer, pl_module, "fit")
 
 

@@ -67,18 +67,15 @@ class PositionTables:
 
     @contextmanager
     def at(self, size: int) -> Iterator[None]:
-        """Have the tables of another size for a moment; afterwards the networks have their own parameters again."""
-        own_sizes = [tuple(network.patch_embed.img_size) for network in self.networks]
-        own = self.named_parameters()
+        """Have the tables of another size for a moment; afterwards the networks are what they were."""
+        # All that set_input_size writes: parameters, buffers, sizes, and windows, which it would not find again.
+        own = {part: attributes(part) for network in self.networks for part in network.modules()}
         self.resize(size)
         try:
             yield
         finally:
-            for network, own_size in zip(self.networks, own_sizes, strict=True):
-                network.set_input_size(img_size=own_size)
-            for (number, name), parameter in own.items():
-                owner, _, leaf = name.rpartition(".")
-                setattr(self.networks[number].get_submodule(owner), leaf, parameter)
+            for part, before in own.items():
+                vars(part).update(before)
 
     def fit(self, module: nn.Module, state: Mapping[str, Tensor], sizes: Sequence[int]) -> None:
         """Give the tables the shapes that they have in a checkpoint, so that it can be loaded.
@@ -96,6 +93,11 @@ class PositionTables:
             if all(state[n].shape == p.shape for n, p in module.named_parameters() if n in state):
                 return
         raise ValueError(f"The checkpoint's position tables fit none of the curriculum's sizes, {sorted(set(sizes))}.")
+
+
+def attributes(module: nn.Module) -> dict[str, Any]:
+    """Return what a module holds, as it is now: what replaces a parameter later does not show here."""
+    return {name: dict(value) if type(value) is dict else value for name, value in vars(module).items()}
 
 
 def prefix_of(network: Any, name: str) -> int:

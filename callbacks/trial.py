@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def run_once(module: nn.Module, images: Tensor, with_gradient: bool) -> None:
 def tensors_of(value: Any) -> list[Tensor]:
     """Return every tensor of nested containers."""
     found: list[Tensor] = []
-    apply_to_collection(value, Tensor, found.append)
+    apply_to_collection(value, Tensor, found.append, allow_frozen=True)
     return found
 
 
@@ -49,7 +50,7 @@ def refusal(module: nn.Module, images: Tensor, error: Exception) -> str:
     reason = (str(error).strip() or repr(error)).splitlines()[0]
     if isinstance(error, torch.OutOfMemoryError):
         advice = "make the batch smaller"
-    elif any(getattr(part, "strict_img_size", False) for part in module.modules()):
+    elif any(insists_needlessly(part) for part in module.modules()):
         advice = (
             "the network insists on one size: build it with dynamic_img_size=True (timm's ViT, DeiT and Swin; in "
             "zoo.ImageClassifier by backbone_args), and use sizes that are multiples of its patch"
@@ -64,3 +65,10 @@ def refusal(module: nn.Module, images: Tensor, error: Exception) -> str:
         f"The network fails on images of {height} x {width}, which the curriculum asks for "
         f"({type(error).__name__}: {reason}). To cure it, {advice}. check=False leaves this trial out."
     )
+
+
+def insists_needlessly(network: nn.Module) -> bool:
+    """Say whether a network of timm takes one size only, and could be built to take several."""
+    embed = getattr(network, "patch_embed", None)
+    choice = {"dynamic_img_size", "strict_img_size"} & set(signature(type(network).__init__).parameters)
+    return bool(choice) and getattr(embed, "strict_img_size", False)

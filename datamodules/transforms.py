@@ -2,16 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import v2
+
+from zoo.functional.choices import check_choice
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 LARGEST_MAGNITUDE = 10.0  # timm's scale
+
+Interpolation: TypeAlias = Literal["random", "bilinear", "bicubic"]
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 class SharedValue:
@@ -43,8 +49,10 @@ class SharedValue:
 class ScheduledRandAugment(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """timm's RandAugment, with a strength that can be set while workers run; a torchvision v2 transform.
 
-    Where timm writes ``rand-m9-mstd0.5-inc1``, this is ``ScheduledRandAugment(9)``: equal images for equal random
-    states. :class:`zoo.callbacks.EfficientTrain` finds it among the training transforms and sets its strength.
+    Where timm writes ``rand-m9-mstd0.5-inc1``, this is ``ScheduledRandAugment(9)``, and with
+    ``interpolation="bicubic"`` that of training scripts with ``train_interpolation="bicubic"``: equal images for equal
+    random states. It takes PIL images and tensors of 8 bits; masks, boxes and labels pass.
+    :class:`zoo.callbacks.EfficientTrain` finds it among the training transforms and sets its strength.
 
     Strength 0 is not off: some operations (equalise, invert, contrast by histogram) have no strength, and half of the
     images still change.
@@ -57,6 +65,7 @@ class ScheduledRandAugment(v2.Transform):  # type: ignore[misc]  # torchvision h
             paper's of RandAugment.
         image_size: Side of the images in pixels, which bounds translations to 0.45 of it.
         mean: Colour, in [0, 1], of what a translated or rotated image leaves free.
+        interpolation: Of rotated, sheared and translated images; "random" draws one of the two for each.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -67,7 +76,7 @@ class ScheduledRandAugment(v2.Transform):  # type: ignore[misc]  # torchvision h
         the variant with increasing severity and random magnitude is timm's (Wightman, "PyTorch Image Models", 2019).
     """
 
-    _transformed_types: ClassVar = (Image.Image, Tensor)
+    _transformed_types: ClassVar = (v2.functional.is_pure_tensor, tv_tensors.Image, Image.Image)
 
     def __init__(
         self,
@@ -77,8 +86,10 @@ class ScheduledRandAugment(v2.Transform):  # type: ignore[misc]  # torchvision h
         magnitude_std: float = 0.5,
         image_size: int = 224,
         mean: Sequence[float] = IMAGENET_MEAN,
+        interpolation: Interpolation = "random",
     ) -> None:
         super().__init__()
+        check_choice("interpolation", interpolation, Interpolation)
         if num_ops < 1 or not 0 <= probability <= 1 or magnitude_std < 0 or image_size < 1:
             raise ValueError(
                 f"num_ops={num_ops} and image_size={image_size} must be at least 1, probability={probability} in "
@@ -86,10 +97,12 @@ class ScheduledRandAugment(v2.Transform):  # type: ignore[misc]  # torchvision h
             )
         self._magnitude = SharedValue(0)
         self.set_magnitude(magnitude)
-        settings = {
+        settings: dict[str, Any] = {
             "translate_const": int(0.45 * image_size),
             "img_mean": tuple(min(255, round(255 * value)) for value in mean),
         }
+        if interpolation != "random":
+            settings["interpolation"] = INTERPOLATIONS[interpolation]
         name = f"rand-n{num_ops}-p{probability}-mstd{magnitude_std}-inc1"
         self._augment = rand_augment_transform(name, settings)
         for operation in self._augment.ops:
@@ -120,7 +133,7 @@ class ScheduledRandAugment(v2.Transform):  # type: ignore[misc]  # torchvision h
             if inpt.dtype != torch.uint8:
                 raise TypeError(f"ScheduledRandAugment works on 8 bits, got {inpt.dtype}: put it before v2.ToDtype.")
             image = self.transform(v2.functional.to_pil_image(inpt), params)
-            return v2.functional.pil_to_tensor(image)
+            return tv_tensors.wrap(v2.functional.pil_to_tensor(image), like=inpt)
         magnitude = self.magnitude
         for operation in self._augment.ops:
             operation.magnitude = magnitude

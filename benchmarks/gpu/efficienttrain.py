@@ -5,7 +5,7 @@
 
 Training steps (forward, backward, AdamW) of a timm network on images that are on the device already, at each size of
 the curriculum in turn; the speed against full size stands beside what the pixels promise and, for the whole curriculum,
-beside the published 1.53. Then the crop by its two routes against the published one and against
+beside what the paper measured on a GPU. Then the crop by its two routes against the published one and against
 ``torch.nn.functional.interpolate``. Needs CUDA; half a minute a model.
 """
 

@@ -92,6 +92,16 @@ def test_whatever_the_batch_is(kind):
     assert module.seen["train"] == TWO_BATCHES_AN_EPOCH
 
 
+@pytest.mark.parametrize("kind", ["dataclass", "named tuple"])
+def test_images_by_the_name_of_a_field(kind):
+    module = Stranger()
+    module.unpack = UNPACK[kind]
+    make_trainer(efficient(key="image")).fit(module, loader(COLLATE[kind]))
+    assert module.seen["train"] == TWO_BATCHES_AN_EPOCH
+    with pytest.raises(ValueError, match="key='picture' is not in the batch"):
+        make_trainer(efficient(key="picture")).fit(module, loader(COLLATE[kind]))
+
+
 def test_images_by_key_and_images_of_other_sizes():
     module = Stranger()
     module.unpack = lambda batch: (batch["x"], batch["y"])
@@ -349,6 +359,29 @@ def test_the_strength_is_given_back_and_found_anew_in_another_fit():
         make_trainer(callback).fit(module, data)
         assert module.strengths[-1] == 9
         assert data.train_transform.transforms[1].magnitude == 5
+
+
+def test_the_strength_is_given_back_after_an_error():
+    class Fails(Strengths):
+        def on_train_epoch_end(self):
+            raise RuntimeError("at the end of the first epoch")
+
+    data, module = AugmentedData(), Fails()
+    with pytest.raises(RuntimeError, match="at the end"):
+        make_trainer(efficient(augment=None)).fit(module, data)
+    assert set(module.strengths) == {1}
+    assert data.train_transform.transforms[1].magnitude == 5
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_fit_that_goes_on_has_the_strength_of_its_epoch(num_workers):
+    trainer, data, module = make_trainer(efficient(augment=None, total=5)), AugmentedData(num_workers), Strengths()
+    trainer.fit_loop.max_epochs = 2
+    with pytest.warns(UserWarning, match="has 5 epochs, but the Trainer has max_epochs=2"):
+        trainer.fit(module, data)
+    trainer.fit_loop.max_epochs = 5
+    trainer.fit(module, data)
+    assert module.strengths == [1] * 8 + [3] * 8 + [5] * 8 + [7] * 8 + [9] * 8
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

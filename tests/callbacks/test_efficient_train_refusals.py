@@ -1,6 +1,7 @@
 """EfficientTrain before the first step: the trial at every size, and plans that do not fit."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import timm
@@ -91,12 +92,15 @@ def test_networks_of_timm_at_several_sizes(name, kwargs):
     assert any(not torch.equal(value, before[key]) for key, value in module.net.state_dict().items())
 
 
+ONE_SIZE_ONLY = r"fails on images of 96 x 96.* BEiT, Mixer, CaiT and LeViT take one only"
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
         ("vit_tiny_patch16_224", {"depth": 1}, r"fails on images of 96 x 96.*build it with dynamic_img_size=True"),
-        ("beit_base_patch16_224", {"depth": 1}, r"fails on images of 96 x 96"),
-        ("mixer_s32_224", {}, r"fails on images of 96 x 96"),
+        ("beit_base_patch16_224", {"depth": 1}, ONE_SIZE_ONLY),
+        ("mixer_s32_224", {}, ONE_SIZE_ONLY),
     ],
 )
 def test_networks_of_one_size_are_refused_before_the_first_step(name, kwargs, message):
@@ -122,6 +126,38 @@ def test_modules_that_cannot_be_tried_are_trained_all_the_same():
     assert module.seen["train"] == TWO_BATCHES_AN_EPOCH
 
 
+def test_modules_that_take_something_else_are_trained_all_the_same():
+    @dataclass(frozen=True)
+    class Answer:
+        scores: torch.Tensor
+
+    class OfBatches(Stranger):
+        def forward(self, batch):
+            images, _ = batch
+            return Answer(self.net(images))
+
+        def training_step(self, batch, batch_idx):
+            self.seen["train"].append(batch[0].shape[-1])
+            return nn.functional.cross_entropy(self(batch).scores, batch[1])
+
+    module = OfBatches()
+    with pytest.warns(UserWarning, match=r"does not take images as they are \(ValueError: too many values"):
+        make_trainer(efficient()).fit(module, loader())
+    assert module.seen["train"] == TWO_BATCHES_AN_EPOCH
+
+    class OfImages(Stranger):
+        def forward(self, images):
+            return Answer(self.net(images))
+
+        def training_step(self, batch, batch_idx):
+            self.seen["train"].append(batch[0].shape[-1])
+            return nn.functional.cross_entropy(self(batch[0]).scores, batch[1])
+
+    module = OfImages()
+    make_trainer(efficient(check="backward")).fit(module, loader())
+    assert module.seen["train"] == TWO_BATCHES_AN_EPOCH
+
+
 # Plans that do not fit ---------------------------------------------------------------------------------------------
 
 
@@ -137,6 +173,7 @@ def test_modules_that_cannot_be_tried_are_trained_all_the_same():
         ({"curriculum": [Stage(16, 1), Stage(32, 2)]}, {}, "has 3 epochs, but the Trainer has max_epochs=5"),
         ({}, {"max_epochs": -1, "max_steps": 3}, "max_epochs=-1 of the Trainer says no length"),
         ({"base_size": 30}, {}, "base_size=30 is no multiple of divisor=4"),
+        ({"base_size": 21, "divisor": 7}, {}, "divisor=7 makes an odd size of 192, 21: use an even divisor"),
     ],
 )
 def test_plans_that_do_not_fit(kwargs, trainer, message):
@@ -166,6 +203,16 @@ def test_bad_arguments():
         EfficientTrain([Stage(16, 1)], total=3)
     with pytest.raises(ValueError, match="has no set_magnitude"):
         EfficientTrain(augment="m9")
+    for name, value in (
+        ("evaluation", "stages"),
+        ("positions", "resampled"),
+        ("check", "backwards"),
+        ("mode", "cubic"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}='{value}' is unknown: use one of"):
+            EfficientTrain(**{name: value})
+    with pytest.raises(ValueError, match="nyquist='odd' is unknown: use one of 'official', 'symmetric'"):
+        EfficientTrain(nyquist="odd")  # the published sizes are even
 
 
 def test_the_plan_is_printed():

@@ -120,15 +120,19 @@ def test_a_frozen_table_stays_frozen():
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_the_trial_leaves_the_networks_own_parameters(kind):
-    module = Module(kind)
+def test_the_trial_leaves_the_network_as_it_was(kind):
+    module, images = Module(kind).eval(), torch.rand(1, 3, 64, 64)
+    answer = module(images)
     before = {name: (parameter, parameter.detach().clone()) for name, parameter in module.named_parameters()}
     with PositionTables(module).at(32):
-        module.eval()(torch.rand(1, 3, 32, 32))
+        module(torch.rand(1, 3, 32, 32))
     for name, parameter in module.named_parameters():
         assert parameter is before[name][0]
         assert torch.equal(parameter, before[name][1])
-    module.eval()(torch.rand(1, 3, 64, 64))
+    assert torch.equal(module(images), answer)  # Swin's windows too, which are no parameter
+    with pytest.raises(AssertionError), PositionTables(module).at(32):
+        module(images)
+    assert torch.equal(module(images), answer)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -149,6 +153,26 @@ def test_ends_at_full_size_whatever_the_last_stage_is():
     module = Module("vit")
     make_trainer(resampling([Stage(48, 3)])).fit(module, data())
     assert module.net.pos_embed.shape == (1, 17, 12)
+
+
+def test_an_error_leaves_a_network_of_full_size():
+    class Fails(Module):
+        def training_step(self, batch, batch_idx):
+            if self.current_epoch == 1:
+                raise RuntimeError("in the second stage")
+            return super().training_step(batch, batch_idx)
+
+    module = Fails("vit")
+    with pytest.raises(RuntimeError, match="in the second stage"):
+        make_trainer(resampling()).fit(module, data())
+    assert module.net.pos_embed.shape == (1, 17, 12)
+    module.eval()(torch.rand(1, 3, 64, 64))
+
+
+def test_tables_stay_where_images_do():
+    module = Module("vit")
+    make_trainer(resampling(mode=None)).fit(module, data())
+    assert module.sizes == [64] * 6
 
 
 def test_what_does_not_go_together():

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
 from timm.data.auto_augment import rand_augment_transform
 from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from zoo.datamodules import ScheduledRandAugment, SharedValue
@@ -33,6 +35,22 @@ def test_equals_timms_of_that_strength(magnitude):
         expected = theirs(picture())
         seed(number)
         assert ours(picture()).tobytes() == expected.tobytes()
+
+
+def test_with_bicubic_interpolation_it_is_that_of_the_scripts():
+    script = create_transform(24, is_training=True, auto_augment="rand-m5-mstd0.5-inc1", interpolation="bicubic")
+    (theirs,) = (part for part in script.transforms if type(part).__name__ == "RandAugment")
+    ours = ScheduledRandAugment(5, image_size=24, interpolation="bicubic")
+    other = ScheduledRandAugment(5, image_size=24)
+    drawn = []
+    for number in range(40):
+        seed(number)
+        expected = theirs(picture())
+        seed(number)
+        assert ours(picture()).tobytes() == expected.tobytes()
+        seed(number)
+        drawn.append(other(picture()).tobytes() == expected.tobytes())
+    assert not all(drawn)
 
 
 def test_images_change_more_with_more_strength():
@@ -110,11 +128,25 @@ def test_tensors_of_8_bits_and_labels():
     assert label == 4
 
 
+def test_masks_and_boxes_are_left_alone():
+    augment, mask = ScheduledRandAugment(9, image_size=24), tv_tensors.Mask(torch.randint(0, 3, (24, 24)).byte())
+    boxes = tv_tensors.BoundingBoxes([[1, 2, 8, 9]], format="XYXY", canvas_size=(24, 24))
+    image = tv_tensors.Image(v2.functional.pil_to_tensor(picture()))
+    seed(1)
+    augmented, mask_after, boxes_after = augment(image, mask, boxes)
+    assert isinstance(augmented, tv_tensors.Image)
+    assert not torch.equal(augmented, image)
+    assert torch.equal(mask_after, mask)
+    assert torch.equal(boxes_after, boxes)
+
+
 def test_bad_arguments():
     with pytest.raises(TypeError, match=r"works on 8 bits, got torch.float32"):
         ScheduledRandAugment()(torch.rand(3, 8, 8))
     with pytest.raises(ValueError, match=r"magnitude=11 must be in \[0, 10\]"):
         ScheduledRandAugment(11)
+    with pytest.raises(ValueError, match="interpolation='cubic' is unknown: use one of 'random', 'bilinear'"):
+        ScheduledRandAugment(interpolation="cubic")
     with pytest.raises(ValueError, match="probability=2"):
         ScheduledRandAugment(probability=2)
     assert repr(ScheduledRandAugment(4)) == "ScheduledRandAugment(magnitude=4, num_ops=2)"

@@ -112,6 +112,8 @@ def test_stage_of_an_epoch_and_cost_so_far():
     assert stage_at(stages, 99).size == 224
     assert equivalent_epochs(stages, epochs=7) == pytest.approx(6 * (160 / 224) ** 2 + (192 / 224) ** 2)
     assert equivalent_epochs(stages, epochs=12) == pytest.approx(10 * 0.6530612244897959 + 2)
+    small, large = Stage(112, 1), Stage(224, 1)
+    assert equivalent_epochs([small, large, small], epochs=3) == 1.5  # the same stage twice
 
 
 def test_stages_of_ones_own():
@@ -126,7 +128,10 @@ def test_stages_of_ones_own():
         (lambda: curriculum("et", 0), "total=0 must be positive"),
         (lambda: curriculum("et", 2.5), "whole number"),
         (lambda: curriculum("etpp", 0.5), "total=0.5 is too small"),
-        (lambda: curriculum("et", 10, 160, scale="last"), "does not exceed"),
+        (lambda: curriculum("et", 10, 160, scale="last"), "up to 192 pixels, which base_size=160 does not exceed"),
+        (lambda: curriculum("etpp", 200, 160, scale="last"), "sizes up to 160 pixels"),
+        (lambda: curriculum("et", 10, scale="first"), "scale='first' is unknown: use one of 'all', 'last'"),
+        (lambda: curriculum("et", 10, 42, divisor=21), "divisor=21 makes an odd size of 160, 21"),
         (lambda: curriculum("et", 10, 30), "base_size=30 is no multiple of divisor=4"),
         (lambda: with_epochs([], 32), "no stage"),
         (lambda: with_epochs([Stage(33, 1)], 32), "Stage 0 .* size=33"),

@@ -214,6 +214,15 @@ def test_impossible_sizes(size, nyquist, message):
         low_frequency_crop(torch.rand(3, 8, 8), size, nyquist)
 
 
+def test_misspelt_options():
+    with pytest.raises(ValueError, match="nyquist='oficial' is unknown: use one of 'official', 'symmetric', 'odd'"):
+        low_frequency_crop(torch.rand(3, 8, 8), 4, "oficial")
+    with pytest.raises(ValueError, match="route='matrix' is unknown"):
+        low_frequency_crop(torch.rand(3, 8, 8), 4, route="matrix")
+    with pytest.raises(ValueError, match="mode='cubic' is unknown"):
+        downsample(torch.rand(1, 3, 8, 8), 4, "cubic")
+
+
 def test_filters_of_torch():
     images = torch.rand(2, 3, 24, 24)
     assert_close(downsample(images, 12, "fourier"), low_frequency_crop(images, 12))
@@ -221,8 +230,13 @@ def test_filters_of_torch():
         smaller = downsample(images, (12, 8), mode)
         assert smaller.shape == (2, 3, 12, 8)
         assert_close(downsample(torch.full_like(images, 0.3), 12, mode), torch.full((2, 3, 12, 12), 0.3))
+    expected = downsample(images, 12, "bicubic")
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(downsample(images, 12, "bicubic"), downsample(images.clone(), 12, "bicubic"))
+        assert torch.equal(downsample(images, 12, "bicubic"), expected)
+    of_8_bits = (images * 255).to(torch.uint8)
+    assert_close(downsample(of_8_bits, 12, "bicubic"), downsample(of_8_bits.float(), 12, "bicubic"))
+    with pytest.raises(ValueError, match=r"must have shape \(B, C, H, W\) for mode='bicubic', got \(3, 24, 24\)"):
+        downsample(images[0], 12, "bicubic")
     with pytest.raises(ValueError, match="size=30 does not fit"):
         downsample(images, 30, "bicubic")
 
@@ -230,7 +244,7 @@ def test_filters_of_torch():
 def has_lanczos() -> bool:
     try:
         torch.nn.functional.interpolate(torch.rand(1, 1, 8, 8), 4, mode="lanczos", antialias=True)
-    except NotImplementedError:
+    except (NotImplementedError, ValueError):  # the first is of a kernel, the second of a mode that is missing
         return False
     return True
 
@@ -249,5 +263,5 @@ def test_a_torch_without_lanczos_says_what_to_do(monkeypatch):
         raise NotImplementedError("no such mode")
 
     monkeypatch.setattr("torch.nn.functional.interpolate", interpolate)
-    with pytest.raises(ValueError, match=r"cannot resize with mode='lanczos' .*use 'bicubic'"):
+    with pytest.raises(ValueError, match=r"cannot resize with mode='lanczos' .*update torch, or use 'bicubic'"):
         downsample(torch.rand(1, 3, 8, 8), 4, "lanczos")

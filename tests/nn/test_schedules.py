@@ -100,6 +100,8 @@ def test_the_scripts_of_efficienttrain_plus_plus_to_the_digit() -> None:
         428: 6.14671819e-4,
     }  # fmt: skip
     assert {epoch: seen[epoch * 10] for epoch in expected} == pytest.approx(expected, rel=1e-8)
+    shortest = over_compute("etpp", 20, exact=True)  # whose last stage is all warm-up
+    assert shortest[-2] == pytest.approx(4e-3)
 
 
 @pytest.mark.parametrize(("name", "share"), [("etpp", 20 / 1088), ("etpp-deit", 0.2), ("etpp-convnext", 20 / 392)])

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, NamedTuple, TypeAlias
 
+from zoo.functional.choices import check_choice
+
 PUBLISHED_SIZE = 224  # pixels; what the sizes below are fractions of
 
 Scale: TypeAlias = Literal["all", "last"]
@@ -86,10 +88,14 @@ def curriculum(
     if name not in PRESETS:
         raise ValueError(f"curriculum={name!r} is unknown; known are {', '.join(PRESETS)}, or give a list of stages.")
     preset = PRESETS[name]
+    check_choice("scale", scale, Scale)
     if not total > 0:
         raise ValueError(f"total={total} must be positive.")
-    if scale == "last" and base_size <= preset.sizes[-2] and base_size != PUBLISHED_SIZE:
-        raise ValueError(f"scale='last' keeps sizes up to 192 pixels, which base_size={base_size} does not exceed.")
+    largest_kept = max(size for size in preset.sizes if size < PUBLISHED_SIZE)
+    if scale == "last" and base_size <= largest_kept:
+        raise ValueError(
+            f"scale='last' keeps sizes up to {largest_kept} pixels, which base_size={base_size} does not exceed."
+        )
     sizes = [scaled_size(size, base_size, scale, divisor) for size in preset.sizes]
     if preset.by_compute:
         epochs = [end - start for start, end, _ in compute_spans(total, sizes, base_size)]
@@ -111,7 +117,7 @@ def scaled_size(size: int, base_size: int, scale: Scale = "all", divisor: int | 
     """Return a size published for 224 pixels for other full-size images; see :func:`curriculum`.
 
     Raises:
-        ValueError: If the divisor does not divide full-size images.
+        ValueError: If the divisor does not divide full-size images, or the size comes out odd, which no crop has.
     """
     step = divisor or (4 if base_size < PUBLISHED_SIZE else 32)
     if base_size % step:
@@ -119,7 +125,10 @@ def scaled_size(size: int, base_size: int, scale: Scale = "all", divisor: int | 
     if size == PUBLISHED_SIZE:
         return base_size
     wanted = Fraction(size) if scale == "last" else Fraction(size * base_size, PUBLISHED_SIZE)
-    return max(step, int(wanted / step + Fraction(1, 2)) * step)
+    scaled = max(step, int(wanted / step + Fraction(1, 2)) * step)
+    if scaled % 2:
+        raise ValueError(f"divisor={step} makes an odd size of {size}, {scaled}: use an even divisor.")
+    return scaled
 
 
 def compute_spans(budget: float, sizes: Sequence[int], base_size: int) -> list[tuple[int, int, int]]:
@@ -154,10 +163,10 @@ def equivalent_epochs(stages: Sequence[Stage], base_size: int = 224, epochs: int
         epochs: Count the first so many epochs only; epochs beyond the plan are of the last stage's size.
     """
     cost, left = 0.0, epochs
-    for stage in stages:
+    for index, stage in enumerate(stages):
         number = stage.epochs or 0
         if left is not None:
-            number = left if stage is stages[-1] else min(number, left)
+            number = left if index == len(stages) - 1 else min(number, left)
             left -= number
         cost += number * (stage.size / base_size) ** 2
     return cost

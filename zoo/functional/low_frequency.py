@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fft import fft, ifft, irfft, rfft
 
+from zoo.functional.choices import check_choice
+
 Nyquist: TypeAlias = Literal["official", "symmetric", "odd"]
 Route: TypeAlias = Literal["auto", "matmul", "fft"]
 Downsampling: TypeAlias = Literal["fourier", "lanczos", "bicubic", "bilinear"]
@@ -56,12 +58,15 @@ def low_frequency_crop(
         operator is the identity.
 
     Raises:
-        ValueError: If the size does not fit the images or the window, or there are fewer than two axes.
+        ValueError: If the size does not fit the images or the window, there are fewer than two axes, or ``nyquist`` or
+            ``route`` is none of the above.
 
     Source:
         Wang et al., "EfficientTrain: Exploring Generalized Curriculum Learning for Training Visual Backbones", ICCV
         2023, low-frequency cropping (Section 4.1).
     """
+    check_choice("nyquist", nyquist, Nyquist)
+    check_choice("route", route, Route)
     if images.ndim < 2:
         raise ValueError(f"images must have shape (..., H, W), got {tuple(images.shape)}.")
     height, width = images.shape[-2:]
@@ -102,24 +107,30 @@ def downsample(
     pixel 0.
 
     Args:
-        images: Floating point, shape (B, C, H, W).
+        images: Shape (B, C, H, W). Integers are converted to float32 without scaling.
         size: Side of the result in pixels, or height and width.
         mode: "fourier" is :func:`low_frequency_crop`. The others are torch's, with antialiasing; "lanczos" needs
             a torch that has it.
         nyquist: Of the crop.
 
     Returns:
-        Images of shape (B, C, size, size), in the dtype of the input.
+        Images of shape (B, C, size, size), in the dtype of the input, or float32 for integers.
 
     Raises:
-        ValueError: If the size does not fit the images, or torch has no such filter.
+        ValueError: If the shape is another, the size does not fit the images, the mode is unknown, or torch has no such
+            filter.
 
     Source:
         Wang et al., "EfficientTrain++: Generalized Curriculum Learning for Efficient Visual Backbone Training", TPAMI
         2024, low-frequency down-sampling.
     """
+    check_choice("mode", mode, Downsampling)
     if mode == "fourier":
         return low_frequency_crop(images, size, nyquist)
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape (B, C, H, W) for mode={mode!r}, got {tuple(images.shape)}.")
+    if not images.is_floating_point():  # a filter overshoots, which 8 bits would wrap around
+        images = images.float()
     rows, columns = (size, size) if isinstance(size, int) else size
     for side, limit in zip((rows, columns), images.shape[-2:], strict=True):
         check_side(side, limit, "symmetric")
@@ -129,7 +140,7 @@ def downsample(
             smaller = F.interpolate(exact, (rows, columns), mode=mode, antialias=True)
     except (NotImplementedError, ValueError) as error:
         raise ValueError(
-            f"torch {torch.__version__} cannot resize with mode={mode!r} ({error}); use 'bicubic'."
+            f"torch {torch.__version__} cannot resize with mode={mode!r} ({error}); update torch, or use 'bicubic'."
         ) from error
     return smaller.to(images.dtype)
 

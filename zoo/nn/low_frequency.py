@@ -12,11 +12,6 @@ from torchvision.transforms import v2
 from zoo.functional.low_frequency import Downsampling, Nyquist, downsample
 
 
-def is_plain(value: Any) -> bool:
-    """Say whether a value is a tensor without a meaning of its own, as masks and boxes have one."""
-    return type(value) is Tensor
-
-
 class LowFrequencyCrop(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """Make images smaller by keeping their low frequencies; a torchvision v2 transform, so an ``nn.Module`` too.
 
@@ -38,7 +33,7 @@ class LowFrequencyCrop(v2.Transform):  # type: ignore[misc]  # torchvision has n
         2023, low-frequency cropping (Section 4.1).
     """
 
-    _transformed_types: ClassVar = (is_plain, tv_tensors.Image, tv_tensors.Video, Image.Image)
+    _transformed_types: ClassVar = (v2.functional.is_pure_tensor, tv_tensors.Image, tv_tensors.Video, Image.Image)
 
     def __init__(
         self, size: int | Sequence[int], nyquist: Nyquist = "official", mode: Downsampling = "fourier"
