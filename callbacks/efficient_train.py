@@ -73,9 +73,9 @@ class EfficientTrain(Callback):
         key: Name or position, in the batch, of what is to be cropped. Default: every float tensor of shape
             (B, C, H, W) with the side ``base_size``.
         positions: What becomes of position tables: "dynamic" leaves them alone, so the network must take several sizes
-            (timm's ``dynamic_img_size=True``); "resample" interpolates those of timm's ViT, DeiT and Swin, and the
-            optimizer's moments of them, at the start of a stage, as the official code does. It needs one process,
-            ``evaluation="stage"``, and no averaging of weights.
+            (timm's ``dynamic_img_size=True``, of Swin ``strict_img_size=False``); "resample" interpolates those of
+            timm's ViT, DeiT and Swin, and the optimizer's moments of them, at the start of a stage, as the official
+            code does. It needs one process, ``evaluation="stage"``, and no averaging of weights.
         evaluation: "full" validates on whole images; "stage" on images of the stage's size, as the official code does.
         check: What runs before the first step: "forward" (without gradient, so that it takes less memory than
             training), "backward" (with the gradient of the outputs, which shows whether a training step fits into

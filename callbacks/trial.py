@@ -50,16 +50,16 @@ def refusal(module: nn.Module, images: Tensor, error: Exception) -> str:
     reason = (str(error).strip() or repr(error)).splitlines()[0]
     if isinstance(error, torch.OutOfMemoryError):
         advice = "make the batch smaller"
-    elif any(insists_needlessly(part) for part in module.modules()):
+    elif found := next(filter(None, map(cure_of_one_size, module.modules())), None):
         advice = (
-            "the network insists on one size: build it with dynamic_img_size=True (timm's ViT, DeiT and Swin; in "
-            "zoo.ImageClassifier by backbone_args), and use sizes that are multiples of its patch"
+            f"the network insists on one size: build it with {found} (in zoo.ImageClassifier by backbone_args), and "
+            "use sizes that are multiples of its patch"
         )
     else:
         advice = (
             "choose sizes that the network's strides or windows divide (divisor, or stages of your own), or a network "
-            "that takes several sizes: timm's ViT, DeiT and Swin with dynamic_img_size=True, ConvNeXt, ResNet, "
-            "EfficientNet. MaxViT, BEiT, Mixer, CaiT and LeViT take one only"
+            "that takes several sizes: timm's ViT and DeiT with dynamic_img_size=True, Swin with "
+            "strict_img_size=False, ConvNeXt, ResNet, EfficientNet. MaxViT, BEiT, Mixer, CaiT and LeViT take one only"
         )
     return (
         f"The network fails on images of {height} x {width}, which the curriculum asks for "
@@ -67,8 +67,10 @@ def refusal(module: nn.Module, images: Tensor, error: Exception) -> str:
     )
 
 
-def insists_needlessly(network: nn.Module) -> bool:
-    """Say whether a network of timm takes one size only, and could be built to take several."""
-    embed = getattr(network, "patch_embed", None)
-    choice = {"dynamic_img_size", "strict_img_size"} & set(signature(type(network).__init__).parameters)
-    return bool(choice) and getattr(embed, "strict_img_size", False)
+def cure_of_one_size(network: nn.Module) -> str | None:
+    """Return the argument with which a network of timm that takes one size only would take several."""
+    if not getattr(getattr(network, "patch_embed", None), "strict_img_size", False):
+        return None
+    arguments = signature(type(network).__init__).parameters
+    known = ("strict_img_size=False", "dynamic_img_size=True")  # Swin has both, the second in later releases
+    return next((argument for argument in known if argument.partition("=")[0] in arguments), None)

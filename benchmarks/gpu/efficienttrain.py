@@ -60,7 +60,8 @@ def main():
     stages = curriculum("et", 300)
 
     for name in options.model:
-        arguments = {"dynamic_img_size": True} if name.startswith(("vit", "deit", "swin")) else {}
+        arguments = {"dynamic_img_size": True} if name.startswith(("vit", "deit")) else {}
+        arguments = {"strict_img_size": False} if name.startswith("swin") else arguments
         model = timm.create_model(name, num_classes=1000, **arguments).to(device, memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
