@@ -165,9 +165,9 @@ def by_matmul(images: Tensor, rows: int, columns: int, nyquist: Nyquist) -> Tens
         return cropped
     wave_down = nyquist_wave(height, rows, images.dtype, images.device)
     wave_across = nyquist_wave(width, columns, images.dtype, images.device)
-    corner = (images @ wave_across) @ wave_down / (height * width)
-    signs = 1 - 2 * ((torch.arange(rows)[:, None] + torch.arange(columns)) % 2).to(corner)
-    return torch.addcmul(cropped, corner[..., None, None], signs, value=-1)
+    corner = (images @ wave_across) @ wave_down
+    signs = checkerboard(rows, columns, images.dtype, images.device)
+    return torch.addcmul(cropped, corner[..., None, None], signs, value=-1 / (height * width))
 
 
 def by_fft(images: Tensor, rows: int, columns: int, nyquist: Nyquist) -> Tensor:
@@ -235,6 +235,15 @@ def nyquist_wave(
         wave = torch.sin(2 * torch.pi / side * turns.double())
         wave[2 * turns % side == 0] = 0  # sin(π) in floating point is not
         return wave.to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+def checkerboard(
+    rows: int, columns: int, dtype: torch.dtype = torch.float64, device: torch.device | None = None
+) -> Tensor:
+    """Return u uᵀ with u = (1, -1, 1, ...), shape (rows, columns)."""
+    with torch.inference_mode(False):
+        return (1.0 - 2 * ((torch.arange(rows)[:, None] + torch.arange(columns)) % 2)).to(device, dtype)
 
 
 def cosine(steps: Tensor, period: int) -> Tensor:
