@@ -16,7 +16,6 @@ the crop acts on the batch on its device, after the module's and the datamodule'
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from inspect import signature
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -352,11 +351,6 @@ class EfficientTrain(Callback):
         if self.check is False:
             return
         images = next(self.images(batch))
-        try:
-            signature(pl_module.forward).bind(images)
-        except TypeError:
-            rank_zero_warn("EfficientTrain cannot try the sizes: forward does not take images alone. check=False.")
-            return
         with without_trace(pl_module):
             for size in sorted({self.base_size, *(stage.size for stage in self.stages)}, reverse=True):
                 smaller = images if size == self.base_size else self.shrink(images, size)
@@ -365,7 +359,7 @@ class EfficientTrain(Callback):
                         run_once(pl_module, smaller, with_gradient=self.check == "backward")
                 except Exception as error:  # networks refuse a size by errors of every kind
                     if size == self.base_size and not isinstance(error, torch.OutOfMemoryError):
-                        rank_zero_warn(  # forward is for something else, or there is none
+                        rank_zero_warn(  # forward takes something else, or more, or there is none
                             "EfficientTrain cannot try the sizes: the module does not take images as they are "
                             f"({type(error).__name__}: {error}). check=False leaves this trial out."
                         )
