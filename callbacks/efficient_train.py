@@ -252,7 +252,7 @@ class EfficientTrain(Callback):
                 )
         if (own := getattr(self._augment, "magnitude", None)) is not None:
             self._undo.append(partial(self._augment.set_magnitude, own))  # type: ignore[union-attr]
-        self._set_magnitude(max(self._resumed_epoch, trainer.current_epoch))  # a second fit goes on where it was
+        self._set_magnitude(self._resumed_epoch)
         rank_zero_info("EfficientTrain\n%s", self.describe())
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,5 +1,6 @@
 """EfficientTrain in a stranger's project: what the network sees, what is left behind, the augmentation that grows."""
 
+import time
 from collections import namedtuple
 from dataclasses import dataclass
 
@@ -335,9 +336,13 @@ class AugmentedData(L.LightningDataModule):
 
 
 class Strengths(Stranger):
-    def __init__(self) -> None:
+    def __init__(self, wait: float = 0.0) -> None:
         super().__init__()
         self.strengths: list[float] = []
+        self.wait = wait
+
+    def on_train_start(self):
+        time.sleep(self.wait)  # workers have fetched what they were asked for
 
     def training_step(self, batch, batch_idx):
         self.strengths += batch[0].mean((1, 2, 3)).round().tolist()
@@ -390,7 +395,7 @@ def test_no_stale_strength_after_a_resume(num_workers, tmp_path):
     checkpoints = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     first = make_trainer(efficient(augment=None), checkpoints, enable_checkpointing=True)
     first.fit(Strengths(), AugmentedData())
-    module = Strengths()
+    module = Strengths(wait=0.5)
     make_trainer(efficient(augment=None)).fit(
         module, datamodule=AugmentedData(num_workers), ckpt_path=tmp_path / "epoch=2.ckpt", weights_only=True
     )
